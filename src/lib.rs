@@ -1,0 +1,10 @@
+//! A virtual machine monitor in which guest kernels meet broken memory.
+
+pub mod api;
+pub mod config;
+pub mod fault;
+pub mod guest;
+pub mod host;
+pub mod kvm;
+pub mod memory;
+pub mod x86;

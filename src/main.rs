@@ -1,0 +1,2 @@
+//! The aconite program.
+fn main() {}
