@@ -1,0 +1,262 @@
+//! Registers of the platform as AML and the device models both see them.
+//!
+//! None of this is a standard: it is the private hardware of this machine, reachable only through the methods
+//! of its DSDT and through the addresses in its FADT. Registers are little-endian.
+
+use crate::layout::MAX_UNITS;
+
+/// Offset of the 32-bit event register. A read takes the oldest firmware event off the queue, in the encoding
+/// of [`FirmwareEvent`]; 0 means that none is left. The generic event device's `_EVT` reads until 0.
+pub const EVENT: u64 = 0x00;
+/// Offset of the 8-bit SLEEP_CONTROL_REG of hardware-reduced ACPI (ACPI 6.5, 4.8.3.7).
+pub const SLEEP_CONTROL: u64 = 0x10;
+/// Offset of the 8-bit SLEEP_STATUS_REG of hardware-reduced ACPI (ACPI 6.5, 4.8.3.7).
+pub const SLEEP_STATUS: u64 = 0x14;
+/// Offset of the 8-bit reset register (ACPI 6.5, 4.8.3.6).
+pub const RESET: u64 = 0x18;
+/// Offset of the 8-bit pvpanic register (Linux `include/uapi/misc/pvpanic.h`): a read tells the events that
+/// are supported, a write reports events.
+pub const PVPANIC: u64 = 0x20;
+
+/// Value that the guest writes to [`RESET`] (FADT RESET_VALUE).
+pub const RESET_VALUE: u8 = 1;
+/// SLP_EN in SLEEP_CONTROL: go to the sleep state now.
+pub const SLEEP_ENABLE: u8 = 1 << 5;
+/// Position of the three bits of SLP_TYP in SLEEP_CONTROL.
+pub const SLEEP_TYPE_SHIFT: u8 = 2;
+/// SLP_TYP of soft off, equal to the first element of `\_S5`.
+pub const SLEEP_TYPE_S5: u8 = 5;
+/// pvpanic: the guest kernel panicked.
+pub const PVPANIC_PANICKED: u8 = 1 << 0;
+/// pvpanic: the guest kernel panicked and will run its crash kernel.
+pub const PVPANIC_CRASH_LOADED: u8 = 1 << 1;
+
+/// Whether a byte written to [`SLEEP_CONTROL`] asks for soft off.
+pub const fn sleep_is_power_off(value: u8) -> bool {
+    value & SLEEP_ENABLE != 0 && (value >> SLEEP_TYPE_SHIFT) & 7 == SLEEP_TYPE_S5
+}
+
+/// Registers of one NFIT unit, from [`crate::layout::unit_base`], 32 bits each.
+pub mod unit {
+    /// Read: the `_STA` of the unit's container, root and DIMM: [`STATUS_PRESENT`] or 0.
+    pub const STATUS: u64 = 0x00;
+    /// Write: the guest has let go of the unit (`_EJ0`); the value is of no interest.
+    pub const EJECT: u64 = 0x04;
+    /// Write: a [`Call`](super::Call) code. The reply is in the mailbox when the write returns.
+    pub const DOORBELL: u64 = 0x08;
+    /// Present, enabled, shown, functioning (ACPI 6.5, 6.3.7).
+    pub const STATUS_PRESENT: u32 = 0x0F;
+}
+
+/// Inside of a unit's mailbox in guest RAM, from [`crate::layout::mailbox_base`]. One call at a time, under a
+/// mutex of the DSDT: AML fills the request half, writes [`unit::DOORBELL`] and finds the reply half filled.
+pub mod mailbox {
+    /// u32: the [`Call`](super::Call) code, as in the doorbell.
+    pub const CALL: u64 = 0x00;
+    /// 16 bytes: the UUID of a `_DSM`, in the mixed byte order of ToUUID.
+    pub const UUID: u64 = 0x04;
+    /// Bytes in [`UUID`].
+    pub const UUID_SIZE: u64 = 16;
+    /// u32: revision of a `_DSM`.
+    pub const REVISION: u64 = 0x14;
+    /// u32: function index of a `_DSM`.
+    pub const FUNCTION: u64 = 0x18;
+    /// u32: number of bytes in [`INPUT`].
+    pub const INPUT_LENGTH: u64 = 0x1C;
+    /// The input of the call. AML cuts longer input to [`INPUT_MAX`]; what follows the input is stale.
+    pub const INPUT: u64 = 0x20;
+    /// Room for input.
+    pub const INPUT_MAX: u64 = RESULT - INPUT;
+    /// u32: [`RESULT_OK`] or [`RESULT_UNSUPPORTED`].
+    pub const RESULT: u64 = 0x1000;
+    /// u32: number of bytes in [`OUTPUT`].
+    pub const OUTPUT_LENGTH: u64 = 0x1004;
+    /// The output of the call.
+    pub const OUTPUT: u64 = 0x1008;
+    /// Room for output.
+    pub const OUTPUT_MAX: u64 = crate::layout::MAILBOX_SIZE - OUTPUT;
+
+    /// The call was answered.
+    pub const RESULT_OK: u32 = 0;
+    /// There is no such call; AML returns what ACPI says about an unknown `_DSM`.
+    pub const RESULT_UNSUPPORTED: u32 = 1;
+}
+
+/// What a mailbox call asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Call {
+    /// `_DSM` on the NVDIMM root device (ACPI0012).
+    RootDsm = 1,
+    /// `_DSM` on the DIMM.
+    DimmDsm = 2,
+    /// `_FIT` on the NVDIMM root device: NFIT sub-tables without the table's header.
+    Fit = 3,
+}
+
+impl Call {
+    /// The call with this code; none if the guest made the code up.
+    pub const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            1 => Some(Self::RootDsm),
+            2 => Some(Self::DimmDsm),
+            3 => Some(Self::Fit),
+            _ => None,
+        }
+    }
+
+    /// The code as written to mailbox and doorbell.
+    pub const fn code(self) -> u32 {
+        self as u32
+    }
+}
+
+/// NFIT device handle of the one DIMM of a unit, which is also its `_ADR` (ACPI 6.5, 5.2.25.2 and 9.20.3).
+///
+/// DIMM number 1 (bits 3:0) on channel 0 (7:4); the unit's low four bits are the memory controller (11:8), the
+/// others the socket (15:12); node 0. The DIMM number is 1 so that no handle is 0.
+pub const fn device_handle(unit: u32) -> u32 {
+    (unit << 8) | 1
+}
+
+/// ACPI device that a firmware event is addressed to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EventTarget {
+    /// Module container (ACPI0004) of a unit.
+    Container(u32),
+    /// NVDIMM root device (ACPI0012) of a unit.
+    Root(u32),
+    /// DIMM of a unit.
+    Dimm(u32),
+}
+
+impl EventTarget {
+    /// Position in the list of all targets: three for each unit.
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::Container(unit) => 3 * unit,
+            Self::Root(unit) => 3 * unit + 1,
+            Self::Dimm(unit) => 3 * unit + 2,
+        }
+    }
+
+    /// The target at a position; none beyond [`MAX_UNITS`].
+    pub const fn from_index(index: u32) -> Option<Self> {
+        let unit = index / 3;
+        if unit >= MAX_UNITS {
+            return None;
+        }
+        Some(match index % 3 {
+            0 => Self::Container(unit),
+            1 => Self::Root(unit),
+            _ => Self::Dimm(unit),
+        })
+    }
+}
+
+/// Notify codes that the firmware of this machine sends.
+pub mod notify {
+    /// Bus check: the namespace below the device has changed (ACPI 6.5, 5.6.6).
+    pub const BUS_CHECK: u8 = 0x00;
+    /// Device check: the device came or went.
+    pub const DEVICE_CHECK: u8 = 0x01;
+    /// Eject request: the OS is asked to let go of the device.
+    pub const EJECT_REQUEST: u8 = 0x03;
+    /// NVDIMM root device: `_FIT` has changed (ACPI 6.5, 9.20.1).
+    pub const NFIT_UPDATE: u8 = 0x80;
+    /// NVDIMM root device: an uncorrectable memory error was found.
+    pub const UNCORRECTABLE_ERROR: u8 = 0x81;
+    /// NVDIMM: the health of the DIMM has changed (`NFIT_NOTIFY_DIMM_HEALTH` in Linux).
+    pub const DIMM_HEALTH: u8 = 0x81;
+}
+
+/// One `Notify` that the generic event device is to perform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FirmwareEvent {
+    /// The device that is notified.
+    pub target: EventTarget,
+    /// The notification value.
+    pub code: u8,
+}
+
+impl FirmwareEvent {
+    /// The event as read from [`EVENT`]: bits 7:0 the code, bits 31:8 the target's index + 1. Never 0.
+    pub const fn encode(self) -> u32 {
+        (self.target.index() + 1) << 8 | self.code as u32
+    }
+
+    /// The event that a value of [`EVENT`] stands for; none for 0 and for targets that do not exist.
+    pub const fn decode(value: u32) -> Option<Self> {
+        let Some(index) = (value >> 8).checked_sub(1) else { return None };
+        match EventTarget::from_index(index) {
+            Some(target) => Some(Self { target, code: value as u8 }),
+            None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_survive_encoding() {
+        for unit in 0..MAX_UNITS {
+            for target in [EventTarget::Container(unit), EventTarget::Root(unit), EventTarget::Dimm(unit)] {
+                for code in [0, 1, 3, 0x80, 0x81, 0xFF] {
+                    let event = FirmwareEvent { target, code };
+                    assert_ne!(event.encode(), 0);
+                    assert_eq!(FirmwareEvent::decode(event.encode()), Some(event));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn event_bits_are_where_the_aml_looks() {
+        let event = FirmwareEvent { target: EventTarget::Root(2), code: notify::UNCORRECTABLE_ERROR };
+        assert_eq!(event.encode(), 0x0000_0881);
+    }
+
+    #[test]
+    fn no_event_and_unknown_targets_decode_to_none() {
+        assert_eq!(FirmwareEvent::decode(0), None);
+        assert_eq!(FirmwareEvent::decode(0x81), None);
+        assert_eq!(FirmwareEvent::decode((3 * MAX_UNITS + 1) << 8), None);
+        assert_eq!(FirmwareEvent::decode(u32::MAX), None);
+    }
+
+    #[test]
+    fn only_an_enabled_s5_powers_off() {
+        assert!(sleep_is_power_off(0x34));
+        assert!(!sleep_is_power_off(0x14));
+        assert!(!sleep_is_power_off(0x20));
+        assert!(!sleep_is_power_off(0x3C));
+    }
+
+    #[test]
+    fn mailbox_halves_fit() {
+        assert_eq!(mailbox::INPUT_MAX, 0xFE0);
+        assert_eq!(mailbox::OUTPUT_MAX, 0xFF8);
+        assert_eq!(mailbox::UUID + mailbox::UUID_SIZE, mailbox::REVISION);
+    }
+
+    #[test]
+    fn device_handles_are_distinct_and_not_zero() {
+        let mut handles: Vec<u32> = (0..MAX_UNITS).map(device_handle).collect();
+        handles.dedup();
+        assert_eq!(handles.len(), MAX_UNITS as usize);
+        assert_eq!(device_handle(0), 0x0001);
+        assert_eq!(device_handle(0x12), 0x1201);
+        assert!(handles.iter().all(|&handle| handle != 0 && handle <= 0xFFFF));
+    }
+
+    #[test]
+    fn call_codes_survive_decoding() {
+        for call in [Call::RootDsm, Call::DimmDsm, Call::Fit] {
+            assert_eq!(Call::from_code(call.code()), Some(call));
+        }
+        assert_eq!(Call::from_code(0), None);
+        assert_eq!(Call::from_code(4), None);
+    }
+}
