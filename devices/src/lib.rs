@@ -1,2 +1,11 @@
 //! Device models. No KVM, no unsafe, no threads of their own.
+//!
+//! A device is a register file ([`bus::BusDevice`]) or a PCI function ([`pci::PciFunction`]). It reaches the
+//! rest of the machine through three narrow doors: guest memory through [`dma::Dma`], interrupts through
+//! [`irq::IrqLine`] and [`irq::MsiSink`], and everything else by *returning* [`bus::Effect`]s, which the caller
+//! carries out when it holds no device's lock.
 #![forbid(unsafe_code)]
+
+pub mod bus;
+pub mod dma;
+pub mod irq;

@@ -1,0 +1,313 @@
+//! Guest memory as a device reaches it: inside the map, and free of poison, or an error.
+//!
+//! The map may be swapped while the machine runs (memory devices come and go), so a device holds a [`Dma`] and
+//! takes a [`DmaView`], a snapshot, for each piece of work. Every access of a view is checked against the map and
+//! against the machine's poison. A view also implements [`GuestMemory`], so that crates written against that
+//! trait (virtio-queue) go through the same checks.
+
+use std::fmt;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::guest_memory::GuestMemorySliceIterator;
+use vm_memory::{
+    ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend,
+    GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap, Permissions, bitmap::BS,
+};
+
+/// What is poisoned, as a device must see it.
+pub trait PoisonView: Send + Sync {
+    /// The guest-physical address of the first poisoned line that `[gpa, gpa + len)` touches.
+    fn poisoned(&self, gpa: u64, len: u64) -> Option<u64>;
+}
+
+/// A machine without poison.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoPoison;
+
+impl PoisonView for NoPoison {
+    fn poisoned(&self, _gpa: u64, _len: u64) -> Option<u64> {
+        None
+    }
+}
+
+/// Why a device could not reach guest memory. Nothing has been transferred.
+#[derive(Debug, Error)]
+pub enum DmaError {
+    /// Part of the range is not memory.
+    #[error("Device access to {gpa:#x}+{len:#x} is outside guest memory: the driver gave a wrong address")]
+    OutOfRange {
+        /// First address.
+        gpa: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// The range touches a poisoned line.
+    #[error("Device access to {gpa:#x}+{len:#x} met poison at {line:#x}: clear it, or avoid the line")]
+    Poisoned {
+        /// First address.
+        gpa: u64,
+        /// Length in bytes.
+        len: u64,
+        /// The first poisoned line.
+        line: u64,
+    },
+    /// The map accepted the range and yet did not transfer it.
+    #[error("Device access to {gpa:#x}+{len:#x} failed: see the cause")]
+    Memory {
+        /// First address.
+        gpa: u64,
+        /// Length in bytes.
+        len: u64,
+        /// What the map said.
+        #[source]
+        source: GuestMemoryError,
+    },
+}
+
+/// A device's door to guest memory. Cheap to clone.
+#[derive(Clone)]
+pub struct Dma {
+    memory: GuestMemoryAtomic<GuestMemoryMmap>,
+    poison: Arc<dyn PoisonView>,
+}
+
+impl Dma {
+    /// A door to `memory`, minding `poison`.
+    pub fn new(memory: GuestMemoryAtomic<GuestMemoryMmap>, poison: Arc<dyn PoisonView>) -> Self {
+        Self { memory, poison }
+    }
+
+    /// The map as it is now. Take a new view for each piece of work: an old one keeps departed memory reachable.
+    pub fn view(&self) -> DmaView {
+        DmaView { memory: self.memory.memory(), poison: self.poison.clone() }
+    }
+
+    /// Reads `[gpa, gpa + data.len())`. See [`DmaView::read`].
+    ///
+    /// # Errors
+    /// As [`DmaView::read`].
+    pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        self.view().read(gpa, data)
+    }
+
+    /// Writes `[gpa, gpa + data.len())`. See [`DmaView::write`].
+    ///
+    /// # Errors
+    /// As [`DmaView::write`].
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), DmaError> {
+        self.view().write(gpa, data)
+    }
+}
+
+impl fmt::Debug for Dma {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dma").field("regions", &self.memory.memory().num_regions()).finish_non_exhaustive()
+    }
+}
+
+/// One snapshot of the guest's memory map, with the poison that is current at each access.
+#[derive(Clone)]
+pub struct DmaView {
+    memory: GuestMemoryLoadGuard<GuestMemoryMmap>,
+    poison: Arc<dyn PoisonView>,
+}
+
+impl DmaView {
+    /// Whether all of `[gpa, gpa + len)` is memory without poison. An empty range always is.
+    ///
+    /// # Errors
+    /// [`DmaError::OutOfRange`] and [`DmaError::Poisoned`].
+    pub fn check(&self, gpa: u64, len: u64) -> Result<(), DmaError> {
+        if len == 0 {
+            return Ok(());
+        }
+        let inside = gpa.checked_add(len - 1).is_some()
+            && usize::try_from(len).is_ok_and(|length| {
+                GuestMemoryBackend::check_range(&*self.memory, GuestAddress(gpa), length)
+            });
+        if !inside {
+            return Err(DmaError::OutOfRange { gpa, len });
+        }
+        match self.poison.poisoned(gpa, len) {
+            Some(line) => Err(DmaError::Poisoned { gpa, len, line }),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads `[gpa, gpa + data.len())`, all of it or nothing.
+    ///
+    /// # Errors
+    /// [`DmaError`]; `data` is then unchanged, except after [`DmaError::Memory`].
+    pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        let len = data.len() as u64;
+        self.check(gpa, len)?;
+        self.memory.read_slice(data, GuestAddress(gpa)).map_err(|source| DmaError::Memory {
+            gpa,
+            len,
+            source,
+        })
+    }
+
+    /// Writes `[gpa, gpa + data.len())`, all of it or nothing.
+    ///
+    /// # Errors
+    /// [`DmaError`]; memory is then unchanged, except after [`DmaError::Memory`].
+    pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), DmaError> {
+        let len = data.len() as u64;
+        self.check(gpa, len)?;
+        self.memory.write_slice(data, GuestAddress(gpa)).map_err(|source| DmaError::Memory {
+            gpa,
+            len,
+            source,
+        })
+    }
+
+    /// Reads one value at `gpa`.
+    ///
+    /// # Errors
+    /// As [`DmaView::read`].
+    pub fn read_obj<T: ByteValued + Default>(&self, gpa: u64) -> Result<T, DmaError> {
+        let mut value = T::default();
+        self.read(gpa, value.as_mut_slice())?;
+        Ok(value)
+    }
+
+    /// Writes one value at `gpa`.
+    ///
+    /// # Errors
+    /// As [`DmaView::write`].
+    pub fn write_obj<T: ByteValued>(&self, gpa: u64, value: T) -> Result<(), DmaError> {
+        self.write(gpa, value.as_slice())
+    }
+}
+
+impl fmt::Debug for DmaView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaView").field("regions", &self.memory.num_regions()).finish_non_exhaustive()
+    }
+}
+
+/// The checks of a view for code written against vm-memory: a range that [`DmaView::check`] refuses yields no
+/// slice at all.
+impl GuestMemory for DmaView {
+    type PhysicalMemory = GuestMemoryMmap;
+    type Bitmap = ();
+
+    fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
+        self.check(addr.0, count as u64).is_ok()
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        _access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
+        self.check(addr.0, count as u64).map_err(|error| match error {
+            DmaError::OutOfRange { .. } => GuestMemoryError::InvalidGuestAddress(addr),
+            other => GuestMemoryError::IOError(std::io::Error::other(other)),
+        })?;
+        Ok(GuestMemoryBackend::get_slices(&*self.memory, addr, count))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Guest memory for device tests.
+
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Poison that a test sets: 64-byte lines.
+    #[derive(Default)]
+    pub(crate) struct Lines(pub(crate) Mutex<Vec<u64>>);
+
+    impl PoisonView for Lines {
+        fn poisoned(&self, gpa: u64, len: u64) -> Option<u64> {
+            let mut hits: Vec<u64> = self.0.lock().unwrap().clone();
+            hits.retain(|line| *line < gpa + len && gpa < line + 64);
+            hits.into_iter().min()
+        }
+    }
+
+    /// A door to fresh memory of the given ranges.
+    pub(crate) fn dma(ranges: &[(u64, usize)]) -> (Dma, Arc<Lines>) {
+        let ranges: Vec<_> = ranges.iter().map(|&(base, size)| (GuestAddress(base), size)).collect();
+        let poison = Arc::new(Lines::default());
+        let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        (Dma::new(GuestMemoryAtomic::new(memory), poison.clone()), poison)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::testing::dma;
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_across_regions() {
+        let (dma, _) = dma(&[(0, 0x1000), (0x1000, 0x1000)]);
+        dma.write(0xffe, &[1, 2, 3, 4]).unwrap();
+        let mut data = [0; 4];
+        dma.read(0xffe, &mut data).unwrap();
+        assert_eq!(data, [1, 2, 3, 4]);
+        assert_eq!(dma.view().read_obj::<u16>(0xfff).unwrap(), 0x0302);
+    }
+
+    #[test]
+    fn ranges_outside_memory_transfer_nothing() {
+        let (dma, _) = dma(&[(0x1000, 0x1000), (0x3000, 0x1000)]);
+        for gpa in [0, 0xfff, 0x1ffe, 0x2ffe, 0x3ffe, u64::MAX - 2, u64::MAX] {
+            let mut data = [7; 4];
+            assert!(matches!(dma.read(gpa, &mut data), Err(DmaError::OutOfRange { .. })), "{gpa:#x}");
+            assert_eq!(data, [7; 4]);
+            assert!(matches!(dma.write(gpa, &[1; 4]), Err(DmaError::OutOfRange { .. })));
+        }
+        assert_eq!(dma.view().read_obj::<u16>(0x1ffe).unwrap(), 0);
+        dma.read(0, &mut []).unwrap();
+        assert!(dma.view().check(0x1000, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn poison_stops_an_access_and_is_named() {
+        let (dma, poison) = dma(&[(0, 0x2000)]);
+        poison.0.lock().unwrap().push(0x1040);
+        dma.read(0x1000, &mut [0; 0x40]).unwrap();
+        let error = dma.read(0x1000, &mut [0; 0x41]).unwrap_err();
+        assert!(matches!(error, DmaError::Poisoned { line: 0x1040, .. }), "{error}");
+        assert!(matches!(dma.write(0x107f, &[1]), Err(DmaError::Poisoned { .. })));
+        dma.write(0x1080, &[1]).unwrap();
+    }
+
+    #[test]
+    fn crates_on_vm_memory_meet_the_same_checks() {
+        let (dma, poison) = dma(&[(0, 0x1000)]);
+        poison.0.lock().unwrap().push(0x40);
+        let view = dma.view();
+        view.store(5u16, GuestAddress(0x10), Ordering::Release).unwrap();
+        assert_eq!(view.load::<u16>(GuestAddress(0x10), Ordering::Acquire).unwrap(), 5);
+        assert!(view.load::<u16>(GuestAddress(0x42), Ordering::Acquire).is_err());
+        assert!(view.write_slice(&[0; 0x80], GuestAddress(0)).is_err());
+        assert!(view.load::<u32>(GuestAddress(0xffe), Ordering::Acquire).is_err());
+        assert!(!view.check_range(GuestAddress(0x30), 0x20, Permissions::Read));
+    }
+
+    #[test]
+    fn a_new_view_sees_a_swapped_map() {
+        let memory =
+            GuestMemoryAtomic::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
+        let dma = Dma::new(memory.clone(), Arc::new(NoPoison));
+        let old = dma.view();
+        memory
+            .lock()
+            .unwrap()
+            .replace(GuestMemoryMmap::from_ranges(&[(GuestAddress(0x8000), 0x1000)]).unwrap());
+        assert!(dma.read(0, &mut [0]).is_err());
+        dma.read(0x8000, &mut [0]).unwrap();
+        old.check(0, 1).unwrap();
+    }
+}
