@@ -1,3 +1,11 @@
-//! The protocol between the agent inside a guest and the monitor outside.
+//! What the agent inside a machine and the monitor outside it agree on: the wire
+//! [`protocol`], the small text files that the agent reads from its initramfs
+//! ([`config`]), and the lines that it writes on the console when it cannot speak.
+//!
+//! The library holds bytes and text only, so that the monitor can use it without
+//! taking over anything that belongs to PID 1. The agent itself is the binary of
+//! this package.
+#![forbid(unsafe_code)]
 
+pub mod config;
 pub mod protocol;
