@@ -1,1 +1,17 @@
-//! See the crate documentation.
+//! Guest memory: what is mapped where, which lines of it are poisoned, and which pages trap.
+//!
+//! Every region has two maps of one file. KVM sees the *guest map*, in which a page that must trap is
+//! protected; the monitor and its devices use the *alias map*, which never traps. A memslot is never
+//! punched to make poison.
+
+mod guest_map;
+mod poison;
+mod ranges;
+mod region;
+mod space;
+
+pub use guest_map::{GuestMap, MapError, PAGE_SIZE};
+pub use poison::{LINE_SIZE, PoisonMap};
+pub use ranges::RangeSet;
+pub use region::{Backing, GuardError, Region, RegionKind};
+pub use space::{AddressSpace, DmaMemory, SpaceError};

@@ -1,0 +1,193 @@
+//! The guest-physical address space: which region lies where.
+
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use thiserror::Error;
+use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryMmap, GuestRegionMmap};
+
+use super::Region;
+
+/// The memory that devices see: every region that has not departed.
+pub type DmaMemory = GuestMemoryAtomic<GuestMemoryMmap>;
+
+/// Why a region cannot be placed.
+#[derive(Debug, Error)]
+pub enum SpaceError {
+    /// Two regions would share addresses.
+    #[error("{name} at {start:#x} to {end:#x} overlaps {other} at {other_start:#x} to {other_end:#x}")]
+    Overlap {
+        /// The new region.
+        name: String,
+        /// Its first address.
+        start: u64,
+        /// Its end.
+        end: u64,
+        /// The region in the way.
+        other: String,
+        /// Its first address.
+        other_start: u64,
+        /// Its end.
+        other_end: u64,
+    },
+}
+
+/// All regions of a machine. Readers are vCPU threads and devices; the machine changes it while it
+/// holds the baton.
+#[derive(Debug, Default)]
+pub struct AddressSpace {
+    regions: RwLock<Vec<Arc<Region>>>,
+    dma: DmaMemoryCell,
+}
+
+#[derive(Debug)]
+struct DmaMemoryCell(DmaMemory);
+
+impl Default for DmaMemoryCell {
+    fn default() -> Self {
+        Self(GuestMemoryAtomic::new(GuestMemoryMmap::new()))
+    }
+}
+
+impl AddressSpace {
+    /// Places a region.
+    pub fn insert(&self, region: Arc<Region>) -> Result<(), SpaceError> {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        let range = region.range();
+        if let Some(other) = regions.iter().find(|r| overlap(&r.range(), &range)) {
+            return Err(SpaceError::Overlap {
+                name: region.name().to_owned(),
+                start: range.start,
+                end: range.end,
+                other: other.name().to_owned(),
+                other_start: other.range().start,
+                other_end: other.range().end,
+            });
+        }
+        regions.push(region);
+        regions.sort_by_key(|r| r.gpa());
+        self.publish(&regions);
+        Ok(())
+    }
+
+    /// Takes the region at `gpa` out.
+    pub fn remove(&self, gpa: u64) -> Option<Arc<Region>> {
+        let mut regions = self.regions.write().unwrap_or_else(PoisonError::into_inner);
+        let at = regions.iter().position(|r| r.gpa() == gpa)?;
+        let region = regions.remove(at);
+        self.publish(&regions);
+        Some(region)
+    }
+
+    /// Makes departures known to devices: they see only what is still there.
+    pub fn refresh(&self) {
+        self.publish(&self.regions.read().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The region that holds `gpa`, departed or not.
+    pub fn find(&self, gpa: u64) -> Option<Arc<Region>> {
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        regions.iter().find(|r| r.range().contains(&gpa)).cloned()
+    }
+
+    /// All regions in order of address.
+    pub fn regions(&self) -> Vec<Arc<Region>> {
+        self.regions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The eight bytes at guest-physical `gpa`, or none where there is no memory.
+    pub fn read_u64(&self, gpa: u64) -> Option<u64> {
+        let region = self.find(gpa)?;
+        region.read_u64(gpa - region.gpa())
+    }
+
+    /// The memory that devices see; the handle follows every change.
+    pub fn dma(&self) -> DmaMemory {
+        self.dma.0.clone()
+    }
+
+    /// Guest-physical address of the first poisoned line in `gpa..gpa + len`.
+    pub fn first_poison(&self, gpa: u64, len: u64) -> Option<u64> {
+        let end = gpa.saturating_add(len);
+        let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+        regions.iter().filter(|r| overlap(&r.range(), &(gpa..end))).find_map(|r| {
+            let start = gpa.max(r.gpa()) - r.gpa();
+            let stop = end.min(r.range().end) - r.gpa();
+            r.first_poison(start..stop).map(|offset| r.gpa() + offset)
+        })
+    }
+
+    fn publish(&self, regions: &[Arc<Region>]) {
+        let present = regions
+            .iter()
+            .filter(|r| !r.departed())
+            .filter_map(|r| GuestRegionMmap::with_arc(r.alias().clone(), GuestAddress(r.gpa())))
+            .map(Arc::new)
+            .collect();
+        match GuestMemoryMmap::from_arc_regions(present) {
+            Ok(memory) => {
+                self.dma.0.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
+            }
+            Err(error) => tracing::error!(%error, "devices keep an outdated view of memory"),
+        }
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Backing, RegionKind};
+    use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryBackend};
+
+    fn region(name: &str, gpa: u64, len: u64) -> Arc<Region> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        Arc::new(
+            Region::new(name, RegionKind::Pmem, gpa, len, Backing { file, offset: 0, writable: true })
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn overlapping_regions_are_refused_by_name() {
+        let space = AddressSpace::default();
+        space.insert(region("a", 0x10000, 0x4000)).unwrap();
+        let error = space.insert(region("b", 0x13000, 0x1000)).unwrap_err();
+        assert_eq!(error.to_string(), "b at 0x13000 to 0x14000 overlaps a at 0x10000 to 0x14000");
+        space.insert(region("c", 0x14000, 0x1000)).unwrap();
+        assert_eq!(space.find(0x14fff).unwrap().name(), "c");
+        assert!(space.find(0x15000).is_none());
+    }
+
+    #[test]
+    fn devices_lose_a_departed_region_and_keep_the_others() {
+        let space = AddressSpace::default();
+        let a = region("a", 0x10000, 0x4000);
+        space.insert(a.clone()).unwrap();
+        space.insert(region("b", 0x20000, 0x4000)).unwrap();
+        let dma = space.dma();
+        dma.memory().write_obj(0x1122_3344_5566_7788u64, GuestAddress(0x10008)).unwrap();
+        assert_eq!(space.read_u64(0x10008), Some(0x1122_3344_5566_7788));
+        a.depart().unwrap();
+        space.refresh();
+        assert!(dma.memory().write_obj(1u64, GuestAddress(0x10008)).is_err());
+        assert_eq!(dma.memory().num_regions(), 1);
+        assert_eq!(space.read_u64(0x10008), None);
+    }
+
+    #[test]
+    fn poison_is_found_across_regions() {
+        let space = AddressSpace::default();
+        space.insert(region("a", 0x10000, 0x4000)).unwrap();
+        let b = region("b", 0x14000, 0x4000);
+        space.insert(b.clone()).unwrap();
+        b.poison(0x40..0x41, 10).unwrap();
+        assert_eq!(space.first_poison(0x13ff0, 0x100), Some(0x14040));
+        assert_eq!(space.first_poison(0x13ff0, 0x40), None);
+        assert_eq!(space.first_poison(u64::MAX - 4, 100), None);
+    }
+}
