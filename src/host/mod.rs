@@ -1,1 +1,5 @@
-//! See the crate documentation.
+//! The host: which KVM is here, where guest material lives, and the software KVM host for machines without one.
+//!
+//! Everything that depends on the machine Aconite runs on is in this module; nothing else in the program asks.
+
+pub mod manifest;
