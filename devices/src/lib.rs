@@ -7,5 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod clock;
 pub mod dma;
 pub mod irq;
+pub mod platform;
+pub mod pm_timer;
+pub mod rtc;
+pub mod serial;
