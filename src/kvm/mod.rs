@@ -1,1 +1,12 @@
-//! See the crate documentation.
+//! The only module that calls KVM: a VM with its memslots and interrupts, vCPU threads with their
+//! exits, the baton that stops them, and single steps.
+
+mod baton;
+mod kick;
+mod vcpu;
+mod vm;
+
+pub use baton::{Baton, Held, Stopped};
+pub use kick::{Kick, KickTimer};
+pub use vcpu::{ExitCounts, RunError, Step, Vcpu, VcpuExitKind};
+pub use vm::{GsiLine, KvmError, Slot, Vm};

@@ -1,0 +1,217 @@
+//! The baton: who holds it is alone, with every other vCPU outside KVM_RUN.
+//!
+//! It is the innermost lock of the program. A holder never waits for the main loop, a device, DMA or an
+//! event queue.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::Kick;
+
+/// How long a kick may take before it is repeated.
+const KICK_AGAIN: Duration = Duration::from_millis(5);
+
+/// The machine is stopping; the vCPU thread ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+#[derive(Debug, Default)]
+struct Gate {
+    running: AtomicBool,
+    kick: Mutex<Option<Kick>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: bool,
+    stopping: bool,
+}
+
+/// One per machine.
+#[derive(Debug)]
+pub struct Baton {
+    gates: Vec<Gate>,
+    /// Fast view of `State`: someone holds the baton or the machine stops.
+    closed: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Baton {
+    /// A baton for `cpus` vCPUs.
+    pub fn new(cpus: usize) -> Arc<Self> {
+        Arc::new(Self {
+            gates: (0..cpus).map(|_| Gate::default()).collect(),
+            closed: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// Names the way to kick vCPU `cpu`; none once its thread is about to end.
+    pub fn set_kick(&self, cpu: usize, kick: Option<Kick>) {
+        *self.gates[cpu].kick.lock().unwrap_or_else(PoisonError::into_inner) = kick;
+    }
+
+    /// A vCPU is about to run: waits while somebody holds the baton.
+    pub fn enter(&self, cpu: usize) -> Result<(), Stopped> {
+        loop {
+            self.gates[cpu].running.store(true, Ordering::SeqCst);
+            if !self.closed.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            self.leave(cpu);
+            let mut state = self.state();
+            while state.held && !state.stopping {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            if state.stopping {
+                return Err(Stopped);
+            }
+        }
+    }
+
+    /// A vCPU is back from KVM_RUN.
+    pub fn leave(&self, cpu: usize) {
+        self.gates[cpu].running.store(false, Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) {
+            let _state = self.state();
+            self.changed.notify_all();
+        }
+    }
+
+    /// Takes the baton, and returns once no vCPU runs. A vCPU that takes it has left before.
+    pub fn take(self: &Arc<Self>) -> Result<Held, Stopped> {
+        let mut state = self.state();
+        while state.held && !state.stopping {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.stopping {
+            return Err(Stopped);
+        }
+        state.held = true;
+        self.closed.store(true, Ordering::SeqCst);
+        let held = Held { baton: self.clone() };
+        self.wait_until_out(state);
+        Ok(held)
+    }
+
+    /// Lets every vCPU thread end at its next step outside KVM_RUN.
+    pub fn stop(&self) {
+        let mut state = self.state();
+        state.stopping = true;
+        self.closed.store(true, Ordering::SeqCst);
+        self.changed.notify_all();
+        drop(state);
+        self.kick_running();
+    }
+
+    /// Whether [`Self::stop`] was called.
+    pub fn stopping(&self) -> bool {
+        self.state().stopping
+    }
+
+    fn wait_until_out(&self, mut state: MutexGuard<'_, State>) {
+        while self.kick_running() {
+            state =
+                self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Kicks every vCPU that runs; whether there was one.
+    fn kick_running(&self) -> bool {
+        let mut any = false;
+        for gate in &self.gates {
+            if gate.running.load(Ordering::SeqCst) {
+                any = true;
+                if let Some(kick) = &*gate.kick.lock().unwrap_or_else(PoisonError::into_inner) {
+                    // SAFETY: a thread takes its kick out, under this lock, before it ends.
+                    unsafe { kick.send() };
+                }
+            }
+        }
+        any
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The baton is held until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    baton: Arc<Baton>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.baton.state();
+        state.held = false;
+        if !state.stopping {
+            self.baton.closed.store(false, Ordering::SeqCst);
+        }
+        self.baton.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+    use std::thread;
+
+    #[test]
+    fn a_holder_is_alone() {
+        const CPUS: usize = 4;
+        let baton = Baton::new(CPUS);
+        let inside = AtomicU32::new(0);
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for cpu in 0..CPUS {
+                let (baton, inside, done) = (&baton, &inside, &done);
+                scope.spawn(move || {
+                    let mut turn = 0u32;
+                    while baton.enter(cpu).is_ok() {
+                        inside.fetch_add(1, Ordering::SeqCst);
+                        thread::yield_now();
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        baton.leave(cpu);
+                        turn += 1;
+                        if turn.is_multiple_of(7) {
+                            let Ok(_held) = baton.take() else { return };
+                            assert_eq!(inside.load(Ordering::SeqCst), 0);
+                        }
+                        if done.load(Ordering::SeqCst) {
+                            return;
+                        }
+                    }
+                });
+            }
+            for _ in 0..200 {
+                let held = baton.take().unwrap();
+                assert_eq!(inside.load(Ordering::SeqCst), 0);
+                thread::yield_now();
+                assert_eq!(inside.load(Ordering::SeqCst), 0);
+                drop(held);
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+    }
+
+    #[test]
+    fn stopping_ends_those_who_wait() {
+        let baton = Baton::new(1);
+        let held = baton.take().unwrap();
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| baton.enter(0));
+            let taker = scope.spawn(|| baton.take().map(|_| ()));
+            baton.stop();
+            assert_eq!(waiter.join().unwrap(), Err(Stopped));
+            assert_eq!(taker.join().unwrap(), Err(Stopped));
+        });
+        drop(held);
+        assert_eq!(baton.enter(0), Err(Stopped));
+    }
+}

@@ -1,0 +1,345 @@
+//! One vCPU: its registers, its exits, its single steps.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kvm_bindings::{
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
+    KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_guest_debug, kvm_lapic_state, kvm_mp_state, kvm_regs,
+    kvm_sregs, kvm_vcpu_events,
+};
+use kvm_ioctls::VcpuFd;
+use thiserror::Error;
+
+use super::vm::KvmError;
+use super::{Kick, KickTimer};
+
+/// How long a single step may take before it is interrupted, in milliseconds.
+const STEP_LIMIT_MS: u32 = 50;
+
+/// A vCPU that cannot go on.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// KVM_RUN failed in a way that has no meaning here.
+    #[error("KVM_RUN of vCPU {cpu} failed")]
+    Run {
+        /// The vCPU.
+        cpu: u32,
+        /// The system's answer.
+        source: kvm_ioctls::Error,
+    },
+    /// Another request failed.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+/// Why KVM_RUN returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuExitKind {
+    /// A port was accessed `count` times, `size` bytes each; the data is in [`Vcpu::io_data`].
+    Io {
+        /// The port.
+        port: u16,
+        /// Bytes of one access.
+        size: usize,
+        /// Whether the guest wrote.
+        write: bool,
+    },
+    /// An address without memory was accessed; the data is in [`Vcpu::mmio_data`].
+    Mmio {
+        /// Guest-physical address.
+        gpa: u64,
+        /// Whether the guest wrote.
+        write: bool,
+    },
+    /// An MSR of the monitor is read; answered with [`Vcpu::finish_msr`].
+    ReadMsr {
+        /// The MSR.
+        index: u32,
+    },
+    /// An MSR of the monitor is written; answered with [`Vcpu::finish_msr`].
+    WriteMsr {
+        /// The MSR.
+        index: u32,
+        /// What is written.
+        value: u64,
+    },
+    /// A single step ended.
+    Debug,
+    /// HLT with interrupt controllers outside the kernel; does not occur here.
+    Halt,
+    /// Triple fault.
+    Shutdown,
+    /// A signal came, or nothing happened.
+    Interrupted,
+    /// The vCPU stands before an instruction whose memory cannot be reached. KVM may have said where.
+    Fault {
+        /// Guest-physical address from KVM_EXIT_MEMORY_FAULT.
+        gpa: Option<u64>,
+    },
+    /// KVM's emulator gave up.
+    InternalError {
+        /// KVM_INTERNAL_ERROR_*.
+        suberror: u32,
+    },
+    /// The processor refused the guest's state.
+    FailEntry {
+        /// Hardware's reason.
+        reason: u64,
+    },
+    /// An exit reason that this program does not know.
+    Unknown {
+        /// KVM_EXIT_*.
+        reason: u32,
+    },
+}
+
+/// What a single step ended in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The instruction, or one iteration of it, is done.
+    Done,
+    /// It stopped in an exit that must be served like any other.
+    Exit(VcpuExitKind),
+}
+
+/// Exits to the monitor, counted by kind.
+#[derive(Debug, Default)]
+pub struct ExitCounts {
+    /// Port accesses.
+    pub io: AtomicU64,
+    /// Accesses to devices in memory.
+    pub mmio: AtomicU64,
+    /// MSR accesses.
+    pub msr: AtomicU64,
+    /// Accesses to guarded memory.
+    pub fault: AtomicU64,
+    /// Single steps.
+    pub step: AtomicU64,
+    /// Everything else, kicks among it.
+    pub other: AtomicU64,
+}
+
+impl ExitCounts {
+    fn count(&self, exit: &VcpuExitKind) {
+        let counter = match exit {
+            VcpuExitKind::Io { .. } => &self.io,
+            VcpuExitKind::Mmio { .. } => &self.mmio,
+            VcpuExitKind::ReadMsr { .. } | VcpuExitKind::WriteMsr { .. } => &self.msr,
+            VcpuExitKind::Fault { .. } => &self.fault,
+            VcpuExitKind::Debug => &self.step,
+            _ => &self.other,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One vCPU, on its own thread once [`Vcpu::on_this_thread`] was called.
+#[derive(Debug)]
+pub struct Vcpu {
+    id: u32,
+    fd: VcpuFd,
+    timer: Option<KickTimer>,
+    counts: Arc<ExitCounts>,
+}
+
+impl Vcpu {
+    /// Wraps vCPU `id`.
+    pub fn new(id: u32, fd: VcpuFd, counts: Arc<ExitCounts>) -> Self {
+        Self { id, fd, timer: None, counts }
+    }
+
+    /// The vCPU's number, which is its APIC id.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The KVM handle, for setting up.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Ties the vCPU to the calling thread and returns the way to kick it. The thread calls
+    /// [`Kick::forget_this_thread`] before it drops the vCPU.
+    pub fn on_this_thread(&mut self) -> std::io::Result<Kick> {
+        self.timer = Some(KickTimer::new()?);
+        let flag = &raw mut self.fd.get_kvm_run().immediate_exit;
+        // SAFETY: the flag lies in the shared page of this vCPU, which lives as long as `self`, and the
+        // thread forgets it before it drops `self`.
+        unsafe { Kick::for_this_thread(flag) }
+    }
+
+    /// Runs the guest until it needs the monitor.
+    pub fn run(&mut self) -> Result<VcpuExitKind, RunError> {
+        let result = self.fd.run().map(|_| ());
+        let run = self.fd.get_kvm_run();
+        run.immediate_exit = 0;
+        let exit = match result {
+            Ok(()) if run.exit_reason == KVM_EXIT_MEMORY_FAULT => {
+                // SAFETY: the exit reason says which member is valid.
+                VcpuExitKind::Fault { gpa: Some(unsafe { run.__bindgen_anon_1.memory_fault.gpa }) }
+            }
+            Ok(()) => decode(run),
+            Err(error) => match error.errno() {
+                libc::EFAULT => VcpuExitKind::Fault { gpa: None },
+                libc::EINTR | libc::EAGAIN => VcpuExitKind::Interrupted,
+                _ => return Err(RunError::Run { cpu: self.id, source: error }),
+            },
+        };
+        self.counts.count(&exit);
+        Ok(exit)
+    }
+
+    /// Executes one instruction, or one iteration of a string instruction, with interrupts held off.
+    pub fn step(&mut self) -> Result<Step, RunError> {
+        self.debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)?;
+        if let Some(timer) = &self.timer {
+            timer.arm(STEP_LIMIT_MS);
+        }
+        let exit = self.run();
+        if let Some(timer) = &self.timer {
+            timer.arm(0);
+        }
+        self.debug(0)?;
+        Ok(match exit? {
+            VcpuExitKind::Debug => Step::Done,
+            exit => Step::Exit(exit),
+        })
+    }
+
+    fn debug(&self, control: u32) -> Result<(), KvmError> {
+        self.fd
+            .set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
+            .map_err(KvmError::refused("single stepping"))
+    }
+
+    /// The bytes of a port access, all of its repetitions.
+    pub fn io_data(&mut self) -> &mut [u8] {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason != KVM_EXIT_IO {
+            return &mut [];
+        }
+        // SAFETY: the exit reason says which member is valid.
+        let io = unsafe { run.__bindgen_anon_1.io };
+        let start = std::ptr::from_mut(run).cast::<u8>();
+        // SAFETY: KVM places the data in the mapping that begins with `run`, at this offset and of this
+        // length, and the borrow keeps others away.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                start.add(io.data_offset as usize),
+                io.count as usize * usize::from(io.size),
+            )
+        }
+    }
+
+    /// The bytes of an access to an address without memory.
+    pub fn mmio_data(&mut self) -> &mut [u8] {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason != KVM_EXIT_MMIO {
+            return &mut [];
+        }
+        // SAFETY: the exit reason says which member is valid.
+        let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+        let len = (mmio.len as usize).min(mmio.data.len());
+        &mut mmio.data[..len]
+    }
+
+    /// Answers an MSR exit: the value read (ignored for writes), or none for #GP.
+    pub fn finish_msr(&mut self, value: Option<u64>) {
+        let run = self.fd.get_kvm_run();
+        if matches!(run.exit_reason, KVM_EXIT_X86_RDMSR | KVM_EXIT_X86_WRMSR) {
+            run.__bindgen_anon_1.msr.error = u8::from(value.is_none());
+            run.__bindgen_anon_1.msr.data = value.unwrap_or(0);
+        }
+    }
+
+    /// General registers.
+    pub fn regs(&self) -> Result<kvm_regs, KvmError> {
+        self.fd.get_regs().map_err(KvmError::refused("to show registers"))
+    }
+
+    /// Sets the general registers.
+    pub fn set_regs(&self, regs: &kvm_regs) -> Result<(), KvmError> {
+        self.fd.set_regs(regs).map_err(KvmError::refused("registers"))
+    }
+
+    /// Segment and control registers.
+    pub fn sregs(&self) -> Result<kvm_sregs, KvmError> {
+        self.fd.get_sregs().map_err(KvmError::refused("to show system registers"))
+    }
+
+    /// Pending events.
+    pub fn events(&self) -> Result<kvm_vcpu_events, KvmError> {
+        self.fd.get_vcpu_events().map_err(KvmError::refused("to show pending events"))
+    }
+
+    /// Sets the pending events.
+    pub fn set_events(&self, events: &kvm_vcpu_events) -> Result<(), KvmError> {
+        self.fd.set_vcpu_events(events).map_err(KvmError::refused("pending events"))
+    }
+
+    /// State of the local APIC.
+    pub fn lapic(&self) -> Result<kvm_lapic_state, KvmError> {
+        self.fd.get_lapic().map_err(KvmError::refused("to show the local APIC"))
+    }
+
+    /// Sets the state of the local APIC.
+    pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<(), KvmError> {
+        self.fd.set_lapic(lapic).map_err(KvmError::refused("the local APIC"))
+    }
+
+    /// Wakes a halted vCPU, so that an injected exception is delivered.
+    pub fn wake(&self) -> Result<(), KvmError> {
+        let state = self.fd.get_mp_state().map_err(KvmError::refused("to show the run state"))?;
+        if state.mp_state == KVM_MP_STATE_HALTED {
+            self.fd
+                .set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
+                .map_err(KvmError::refused("the run state"))?;
+        }
+        Ok(())
+    }
+}
+
+fn decode(run: &kvm_bindings::kvm_run) -> VcpuExitKind {
+    match run.exit_reason {
+        KVM_EXIT_IO => {
+            // SAFETY: the exit reason says which member is valid.
+            let io = unsafe { run.__bindgen_anon_1.io };
+            VcpuExitKind::Io {
+                port: io.port,
+                size: usize::from(io.size),
+                write: u32::from(io.direction) == KVM_EXIT_IO_OUT,
+            }
+        }
+        KVM_EXIT_MMIO => {
+            // SAFETY: the exit reason says which member is valid.
+            let mmio = unsafe { run.__bindgen_anon_1.mmio };
+            VcpuExitKind::Mmio { gpa: mmio.phys_addr, write: mmio.is_write != 0 }
+        }
+        KVM_EXIT_X86_RDMSR => {
+            // SAFETY: the exit reason says which member is valid.
+            VcpuExitKind::ReadMsr { index: unsafe { run.__bindgen_anon_1.msr.index } }
+        }
+        KVM_EXIT_X86_WRMSR => {
+            // SAFETY: the exit reason says which member is valid.
+            let msr = unsafe { run.__bindgen_anon_1.msr };
+            VcpuExitKind::WriteMsr { index: msr.index, value: msr.data }
+        }
+        KVM_EXIT_DEBUG => VcpuExitKind::Debug,
+        KVM_EXIT_HLT => VcpuExitKind::Halt,
+        KVM_EXIT_SHUTDOWN => VcpuExitKind::Shutdown,
+        KVM_EXIT_INTR => VcpuExitKind::Interrupted,
+        KVM_EXIT_INTERNAL_ERROR => {
+            // SAFETY: the exit reason says which member is valid.
+            VcpuExitKind::InternalError { suberror: unsafe { run.__bindgen_anon_1.internal.suberror } }
+        }
+        KVM_EXIT_FAIL_ENTRY => {
+            // SAFETY: the exit reason says which member is valid.
+            let fail = unsafe { run.__bindgen_anon_1.fail_entry };
+            VcpuExitKind::FailEntry { reason: fail.hardware_entry_failure_reason }
+        }
+        reason => VcpuExitKind::Unknown { reason },
+    }
+}

@@ -1,0 +1,217 @@
+//! A virtual machine: memslots, interrupts, and the MSRs that the monitor keeps for itself.
+
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aconite_devices::irq::{IrqLine, MsiSink};
+use kvm_bindings::{
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN,
+    kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
+use thiserror::Error;
+
+use crate::memory::Region;
+
+/// Guest-physical addresses that KVM needs for itself on Intel hosts, below the boot ROM.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A request to KVM that failed.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// The device node cannot be used.
+    #[error("Cannot open /dev/kvm; `aconite doctor` says what is missing")]
+    Open(#[source] kvm_ioctls::Error),
+    /// KVM lacks something.
+    #[error("This host's KVM lacks {capability}, which aconite needs; use a Linux 6.1 host or newer")]
+    Missing {
+        /// Name of the capability in the KVM API.
+        capability: &'static str,
+    },
+    /// An ioctl failed.
+    #[error("KVM refused {what}")]
+    Refused {
+        /// The request.
+        what: String,
+        /// The system's answer.
+        source: kvm_ioctls::Error,
+    },
+}
+
+impl KvmError {
+    pub(super) fn refused(what: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Refused { what, source }
+    }
+}
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    kvm: Kvm,
+    fd: Arc<VmFd>,
+    slots: Arc<Mutex<Vec<bool>>>,
+}
+
+impl Vm {
+    /// Makes a virtual machine with its interrupt controllers, in which accesses to `monitor_msrs` (ranges
+    /// of MSR indices) come to the monitor.
+    pub fn new(monitor_msrs: &[RangeInclusive<u32>]) -> Result<Self, KvmError> {
+        let kvm = Kvm::new().map_err(KvmError::Open)?;
+        for (cap, capability) in [
+            (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+            (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+            (Cap::SetGuestDebug, "KVM_CAP_SET_GUEST_DEBUG"),
+            (Cap::X86UserSpaceMsr, "KVM_CAP_X86_USER_SPACE_MSR"),
+            (Cap::X86MsrFilter, "KVM_CAP_X86_MSR_FILTER"),
+            (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
+            (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
+        ] {
+            if !kvm.check_extension(cap) {
+                return Err(KvmError::Missing { capability });
+            }
+        }
+        let fd = kvm.create_vm().map_err(KvmError::refused("a virtual machine"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(KvmError::refused("the TSS address"))?;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(KvmError::refused("the identity map address"))?;
+        fd.create_irq_chip().map_err(KvmError::refused("interrupt controllers"))?;
+        own_msrs(&fd, monitor_msrs)?;
+        Ok(Self { kvm, fd: Arc::new(fd), slots: Arc::default() })
+    }
+
+    /// The system handle, for what is asked of KVM rather than of a machine.
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// Makes vCPU `id`.
+    pub fn create_vcpu(&self, id: u32) -> Result<VcpuFd, KvmError> {
+        self.fd.create_vcpu(u64::from(id)).map_err(KvmError::refused(format!("vCPU {id}")))
+    }
+
+    /// Shows `region` to the guest for as long as the slot lives.
+    pub fn map(&self, region: &Arc<Region>) -> Result<Slot, KvmError> {
+        let number = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = slots.iter().position(|used| !used).unwrap_or(slots.len());
+            if number == slots.len() {
+                slots.push(true);
+            } else {
+                slots[number] = true;
+            }
+            number as u32
+        };
+        let slot =
+            Slot { fd: self.fd.clone(), slots: self.slots.clone(), number, region: region.clone() };
+        slot.set(region.len())?;
+        Ok(slot)
+    }
+
+    /// The interrupt line that enters the IOAPIC at `gsi`.
+    pub fn line(&self, gsi: u32) -> Arc<GsiLine> {
+        Arc::new(GsiLine { fd: self.fd.clone(), gsi })
+    }
+
+    /// Where devices send message-signalled interrupts.
+    pub fn msi(&self) -> Arc<dyn MsiSink> {
+        Arc::new(Msi { fd: self.fd.clone() })
+    }
+}
+
+fn own_msrs(fd: &VmFd, ranges: &[RangeInclusive<u32>]) -> Result<(), KvmError> {
+    fd.enable_cap(&kvm_enable_cap {
+        cap: KVM_CAP_X86_USER_SPACE_MSR,
+        args: [u64::from(KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_UNKNOWN), 0, 0, 0],
+        ..Default::default()
+    })
+    .map_err(KvmError::refused("MSR exits"))?;
+    let longest = ranges.iter().map(|r| r.clone().count()).max().unwrap_or(0);
+    let denied = vec![0u8; longest.div_ceil(8)];
+    let filters: Vec<_> = ranges
+        .iter()
+        .map(|range| MsrFilterRange {
+            flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+            base: *range.start(),
+            msr_count: range.clone().count() as u32,
+            bitmap: &denied[..range.clone().count().div_ceil(8)],
+        })
+        .collect();
+    fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &filters).map_err(KvmError::refused("the MSR filter"))
+}
+
+/// A memslot; the guest loses sight of the region when it is dropped.
+#[derive(Debug)]
+pub struct Slot {
+    fd: Arc<VmFd>,
+    slots: Arc<Mutex<Vec<bool>>>,
+    number: u32,
+    region: Arc<Region>,
+}
+
+impl Slot {
+    fn set(&self, len: u64) -> Result<(), KvmError> {
+        let slot = kvm_userspace_memory_region {
+            slot: self.number,
+            flags: if self.region.writable() { 0 } else { KVM_MEM_READONLY },
+            guest_phys_addr: self.region.gpa(),
+            memory_size: len,
+            userspace_addr: self.region.host_address(),
+        };
+        // SAFETY: the slot keeps the region, and so its map, alive; nothing else refers to that map.
+        unsafe { self.fd.set_user_memory_region(slot) }
+            .map_err(KvmError::refused(format!("memory at {:#x}, {len:#x} bytes", self.region.gpa())))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Err(error) = self.set(0) {
+            tracing::error!(%error, slot = self.number, "a memslot stays");
+            return;
+        }
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)[self.number as usize] = false;
+    }
+}
+
+/// An IOAPIC input.
+#[derive(Debug)]
+pub struct GsiLine {
+    fd: Arc<VmFd>,
+    gsi: u32,
+}
+
+impl IrqLine for GsiLine {
+    fn trigger(&self) {
+        self.set(true);
+        self.set(false);
+    }
+
+    fn set(&self, asserted: bool) {
+        if let Err(error) = self.fd.set_irq_line(self.gsi, asserted) {
+            tracing::error!(%error, gsi = self.gsi, "an interrupt was lost");
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Msi {
+    fd: Arc<VmFd>,
+}
+
+impl MsiSink for Msi {
+    fn signal(&self, address: u64, data: u32) {
+        let msi = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        if let Err(error) = self.fd.signal_msi(msi) {
+            tracing::warn!(%error, address, data, "a message-signalled interrupt went nowhere");
+        }
+    }
+}
