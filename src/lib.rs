@@ -1,6 +1,7 @@
 //! A virtual machine monitor in which guest kernels meet broken memory.
 
 pub mod api;
+pub mod boot;
 pub mod config;
 pub mod fault;
 pub mod guest;

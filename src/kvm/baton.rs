@@ -114,8 +114,7 @@ impl Baton {
 
     fn wait_until_out(&self, mut state: MutexGuard<'_, State>) {
         while self.kick_running() {
-            state =
-                self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -105,8 +105,7 @@ impl Vm {
             }
             number as u32
         };
-        let slot =
-            Slot { fd: self.fd.clone(), slots: self.slots.clone(), number, region: region.clone() };
+        let slot = Slot { fd: self.fd.clone(), slots: self.slots.clone(), number, region: region.clone() };
         slot.set(region.len())?;
         Ok(slot)
     }
