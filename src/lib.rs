@@ -7,5 +7,6 @@ pub mod fault;
 pub mod guest;
 pub mod host;
 pub mod kvm;
+pub mod layout;
 pub mod memory;
 pub mod x86;
