@@ -19,3 +19,29 @@ pub trait MsiSink: Send + Sync {
     /// A message that no interrupt controller accepts is dropped, as hardware drops it.
     fn signal(&self, address: u64, data: u32);
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A sink that remembers.
+
+    use std::sync::{Arc, Mutex};
+
+    use super::MsiSink;
+
+    /// Records every message in order.
+    #[derive(Clone, Default)]
+    pub(crate) struct RecordingSink(Arc<Mutex<Vec<(u64, u32)>>>);
+
+    impl RecordingSink {
+        /// The messages since the last call.
+        pub(crate) fn take(&self) -> Vec<(u64, u32)> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    impl MsiSink for RecordingSink {
+        fn signal(&self, address: u64, data: u32) {
+            self.0.lock().unwrap().push((address, data));
+        }
+    }
+}

@@ -10,6 +10,7 @@ pub mod bus;
 pub mod clock;
 pub mod dma;
 pub mod irq;
+pub mod pci;
 pub mod platform;
 pub mod pm_timer;
 pub mod rtc;
