@@ -1,0 +1,160 @@
+//! What the tables are made from: a machine as plain values.
+
+use std::fmt;
+
+use crate::layout::MAX_UNITS;
+use crate::{Error, Persistence, PmemUnit};
+
+/// A range of guest-physical addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AddressRange {
+    /// First address.
+    pub base: u64,
+    /// Number of bytes.
+    pub size: u64,
+}
+
+impl AddressRange {
+    /// First address behind the range, 2^64 - 1 if it would not fit.
+    pub const fn end(self) -> u64 {
+        self.base.saturating_add(self.size)
+    }
+
+    fn check(self, what: &'static str) -> Result<(), Error> {
+        if self.size == 0 || self.base.checked_add(self.size).is_none() {
+            return Err(Error::BadRange { what, range: self });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}+{:#x}", self.base, self.size)
+    }
+}
+
+/// A processor that is present at boot. Its ACPI UID is its place in [`Description::processors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Processor {
+    /// Local APIC ID, 0 to 254. The boot processor comes first.
+    pub apic_id: u8,
+    /// Proximity domain.
+    pub proximity: u32,
+}
+
+/// A range of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryRange {
+    /// The addresses.
+    pub range: AddressRange,
+    /// Proximity domain.
+    pub proximity: u32,
+}
+
+/// A place where an NFIT unit is or may arrive later. Its number is its place in [`Description::units`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitSlot {
+    /// Addresses set aside for the unit; SRAT describes all of them.
+    pub window: AddressRange,
+    /// Proximity domain of whatever is in the slot: its own, with no processor in it.
+    pub proximity: u32,
+    /// The unit that is there at boot.
+    pub occupant: Option<PmemUnit>,
+}
+
+/// A machine, as far as its firmware tables say something about it. What is the same on every machine
+/// ([`crate::layout`]) is not repeated here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Processors, boot processor first.
+    pub processors: Vec<Processor>,
+    /// RAM, in any order.
+    pub memory: Vec<MemoryRange>,
+    /// 64-bit window of the PCI host bridge, if it has one. The 32-bit window is fixed.
+    pub pci_window64: Option<AddressRange>,
+    /// Proximity domain of the PCI host bridge.
+    pub pci_proximity: u32,
+    /// Slots for NFIT units, at most [`MAX_UNITS`].
+    pub units: Vec<UnitSlot>,
+    /// How far stores to persistent memory must get to survive a loss of power.
+    pub persistence: Persistence,
+    /// Whether FADT names the PM timer at [`crate::layout::PM_TIMER_PORT`].
+    pub pm_timer: bool,
+}
+
+impl Description {
+    /// Number of proximity domains: one more than the highest one that is named.
+    pub fn proximity_domains(&self) -> u32 {
+        let processors = self.processors.iter().map(|processor| processor.proximity);
+        let memory = self.memory.iter().map(|memory| memory.proximity);
+        let units = self.units.iter().map(|unit| unit.proximity);
+        processors.chain(memory).chain(units).max().unwrap_or(0).max(self.pci_proximity) + 1
+    }
+
+    /// Finds what no table could express and what would make a guest misbehave in ways that are hard to
+    /// trace back.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.processors.is_empty() {
+            return Err(Error::NoProcessors);
+        }
+        let mut seen = [false; 256];
+        for processor in &self.processors {
+            if processor.apic_id == u8::MAX {
+                return Err(Error::ApicIdBroadcast(processor.apic_id));
+            }
+            if std::mem::replace(&mut seen[usize::from(processor.apic_id)], true) {
+                return Err(Error::ApicIdTwice(processor.apic_id));
+            }
+        }
+        if self.units.len() > MAX_UNITS as usize {
+            return Err(Error::TooManyUnits(self.units.len()));
+        }
+        self.check_proximity()?;
+        self.check_ranges()
+    }
+
+    fn check_proximity(&self) -> Result<(), Error> {
+        let processors = self.processors.iter().map(|processor| processor.proximity);
+        let memory = self.memory.iter().map(|memory| memory.proximity);
+        let units = self.units.iter().map(|unit| unit.proximity);
+        match processors.chain(memory).chain(units).chain([self.pci_proximity]).find(|&domain| domain > 255) {
+            Some(domain) => Err(Error::ProximityTooLarge(domain)),
+            None => Ok(()),
+        }
+    }
+
+    fn check_ranges(&self) -> Result<(), Error> {
+        let mut ranges = Vec::new();
+        for memory in &self.memory {
+            memory.range.check("Memory range")?;
+            ranges.push(memory.range);
+        }
+        for (slot, unit) in self.units.iter().enumerate() {
+            unit.window.check("Slot")?;
+            ranges.push(unit.window);
+            if let Some(pmem) = &unit.occupant {
+                pmem.range.check("Persistent memory range")?;
+                if pmem.unit as usize != slot {
+                    return Err(Error::WrongUnit { slot, given: pmem.unit });
+                }
+                if pmem.range.base < unit.window.base || pmem.range.end() > unit.window.end() {
+                    return Err(Error::OutsideSlot { unit: slot, range: pmem.range, window: unit.window });
+                }
+            }
+        }
+        if let Some(window) = self.pci_window64 {
+            window.check("64-bit PCI window")?;
+            ranges.push(window);
+        }
+        ranges.sort_by_key(|range| range.base);
+        match ranges.windows(2).find(|pair| pair[0].end() > pair[1].base) {
+            Some(pair) => Err(Error::Overlap { first: pair[0], second: pair[1] }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "description_test.rs"]
+mod tests;

@@ -1,0 +1,50 @@
+//! DSDT: the devices that cannot be enumerated, and the methods that reach the platform's registers.
+//!
+//! One function per device; each appends the bytes of its device to the body of the table. All of it stands
+//! under `\_SB`, but for `\_S5`.
+
+mod events;
+mod legacy;
+mod pci;
+mod processors;
+mod units;
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{Name, Package, Path, Scope};
+
+use crate::platform::SLEEP_TYPE_S5;
+use crate::{Description, Table};
+
+/// AML that is put together already.
+#[derive(Default)]
+struct Body(Vec<u8>);
+
+impl Body {
+    fn push(&mut self, object: &dyn Aml) {
+        object.to_aml_bytes(&mut self.0);
+    }
+}
+
+impl Aml for Body {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// DSDT of a machine. Revision 2, so that integers have 64 bits.
+pub(crate) fn dsdt(description: &Description) -> Table {
+    let mut devices = Body::default();
+    processors::append(&mut devices, description.processors.len());
+    legacy::append(&mut devices);
+    pci::append(&mut devices, description);
+    for unit in 0..description.units.len() as u32 {
+        units::append(&mut devices, unit);
+    }
+    events::append(&mut devices, description.units.len() as u32);
+
+    let mut body = Body::default();
+    body.push(&Scope::new(Path::new("\\_SB_"), vec![&devices]));
+    // Soft off: SLP_TYP for SLEEP_CONTROL_REG; the other elements belong to PM1b and are reserved.
+    body.push(&Name::new("_S5_".into(), &Package::new(vec![&SLEEP_TYPE_S5, &0u8, &0u8, &0u8])));
+    Table::new(*b"DSDT", 2, &body.0)
+}

@@ -1,0 +1,220 @@
+//! NFIT units: container, NVDIMM root device and DIMM, and the mailbox through which their methods call the
+//! device model.
+//!
+//! Each unit has its own container and root, so that each can come and go by itself: Linux removes what is
+//! below an ACPI0004 container whose `_STA` is 0, and cannot remove part of what one root device has.
+
+use acpi_tables::aml::{
+    Acquire, Arg, BufferData, DeRefOf, Device, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
+    FieldUpdateRule, GreaterThan, If, Index, Local, Method, MethodCall, Mid, Mutex, Name, ONE, ObjectType,
+    OpRegion, OpRegionSpace, Path, Release, Return, SizeOf, Store, Uuid, ZERO,
+};
+
+use super::Body;
+use crate::layout::{MAILBOX_SIZE, mailbox_base, unit_base};
+use crate::platform::{Call, EventTarget, device_handle, mailbox, unit};
+
+/// `_DSM` of an NVDIMM root device (ACPI 6.5, 9.20.7).
+const ROOT_DSM_UUID: &str = "2f10e7a4-9e91-11e4-89d3-123b93f75cba";
+/// ObjectType of a buffer and of a package (ACPI 6.5, table 19.26).
+const TYPE_BUFFER: u8 = 3;
+const TYPE_PACKAGE: u8 = 4;
+
+/// Absolute path of a target of firmware events.
+pub(super) fn path(target: EventTarget) -> String {
+    match target {
+        EventTarget::Container(unit) => format!("\\_SB_.NV{unit:02X}"),
+        EventTarget::Root(unit) => format!("\\_SB_.NV{unit:02X}.NVDR"),
+        EventTarget::Dimm(unit) => format!("\\_SB_.NV{unit:02X}.NVDR.D000"),
+    }
+}
+
+/// Appends one unit.
+pub(super) fn append(body: &mut Body, unit: u32) {
+    body.push(&Device::new(
+        Path::new(&format!("NV{unit:02X}")),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0004"),
+            &Name::new("_UID".into(), &unit),
+            &registers(unit),
+            &mailbox_fields(unit),
+            &Mutex::new("MBLK".into(), 0),
+            &mailbox_call(),
+            &status(),
+            &Method::new("_EJ0".into(), 1, false, vec![&Store::new(&Name::new_field_name("EJCT"), &ONE)]),
+            &root(unit),
+        ],
+    ));
+}
+
+fn status() -> Body {
+    let mut body = Body::default();
+    body.push(&Method::new("_STA".into(), 0, false, vec![&Return::new(&Name::new_field_name("STAT"))]));
+    body
+}
+
+/// The unit's registers. Every field is one whole access, so nothing is ever read to be written back.
+fn registers(unit: u32) -> Body {
+    const { assert!(unit::STATUS == 0 && unit::EJECT == 4 && unit::DOORBELL == 8) };
+    let mut body = Body::default();
+    body.push(&OpRegion::new("REGS".into(), OpRegionSpace::SystemMemory, &unit_base(unit), &12u8));
+    body.push(&Field::new(
+        "REGS".into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![
+            FieldEntry::Named(*b"STAT", 32),
+            FieldEntry::Named(*b"EJCT", 32),
+            FieldEntry::Named(*b"DBEL", 32),
+        ],
+    ));
+    body
+}
+
+/// The unit's mailbox in guest RAM.
+fn mailbox_fields(unit: u32) -> Body {
+    const {
+        assert!(mailbox::CALL == 0 && mailbox::UUID == 4 && mailbox::REVISION == 20);
+        assert!(mailbox::FUNCTION == 24 && mailbox::INPUT_LENGTH == 28 && mailbox::INPUT == 32);
+        assert!(mailbox::OUTPUT_LENGTH == mailbox::RESULT + 4 && mailbox::OUTPUT == mailbox::RESULT + 8);
+    };
+    let mut body = Body::default();
+    body.push(&OpRegion::new("MBOX".into(), OpRegionSpace::SystemMemory, &mailbox_base(unit), &MAILBOX_SIZE));
+    body.push(&Field::new(
+        "MBOX".into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![
+            FieldEntry::Named(*b"CODE", 32),
+            FieldEntry::Named(*b"UUID", 8 * mailbox::UUID_SIZE as usize),
+            FieldEntry::Named(*b"REVI", 32),
+            FieldEntry::Named(*b"FUNC", 32),
+            FieldEntry::Named(*b"ILEN", 32),
+            FieldEntry::Named(*b"IBUF", 8 * mailbox::INPUT_MAX as usize),
+            FieldEntry::Named(*b"RSLT", 32),
+            FieldEntry::Named(*b"OLEN", 32),
+            FieldEntry::Named(*b"OBUF", 8 * mailbox::OUTPUT_MAX as usize),
+        ],
+    ));
+    body
+}
+
+/// `MCAL (call, UUID, revision, function, arguments)`: one call through the mailbox.
+///
+/// The input is the first element of the package of arguments if that is a buffer, and empty otherwise (what
+/// is not a package, an empty package). Returns a buffer of exactly as many bytes as the model wrote, and an
+/// empty one if the model does not know the call.
+fn mailbox_call() -> Body {
+    let input_max = mailbox::INPUT_MAX as u32;
+    let output_max = mailbox::OUTPUT_MAX as u32;
+    let (call, uuid, revision, function, arguments) = (Arg(0), Arg(1), Arg(2), Arg(3), Arg(4));
+    let (input, length, output) = (Local(0), Local(1), Local(2));
+    let field = Name::new_field_name;
+    let empty = || BufferData::new(Vec::new());
+    let mut body = Body::default();
+    body.push(&Method::new(
+        "MCAL".into(),
+        5,
+        false,
+        vec![
+            &Store::new(&input, &empty()),
+            &If::new(
+                &Equal::new(&ObjectType::new(&arguments), &TYPE_PACKAGE),
+                vec![&If::new(
+                    &GreaterThan::new(&SizeOf::new(&arguments), &ZERO),
+                    vec![
+                        &Store::new(&Local(3), &DeRefOf::new(&Index::new(&ZERO, &arguments, &ZERO))),
+                        &If::new(
+                            &Equal::new(&ObjectType::new(&Local(3)), &TYPE_BUFFER),
+                            vec![&Store::new(&input, &Local(3))],
+                        ),
+                    ],
+                )],
+            ),
+            &Store::new(&length, &SizeOf::new(&input)),
+            &If::new(&GreaterThan::new(&length, &input_max), vec![&Store::new(&length, &input_max)]),
+            &Acquire::new("MBLK".into(), 0xFFFF),
+            &Store::new(&field("CODE"), &call),
+            &Store::new(&field("UUID"), &uuid),
+            &Store::new(&field("REVI"), &revision),
+            &Store::new(&field("FUNC"), &function),
+            &Store::new(&field("ILEN"), &length),
+            // A short buffer fills the rest of the field with zeros, a long one is cut.
+            &If::new(&GreaterThan::new(&length, &ZERO), vec![&Store::new(&field("IBUF"), &input)]),
+            &Store::new(&field("DBEL"), &call),
+            &Store::new(&output, &empty()),
+            &If::new(
+                &Equal::new(&field("RSLT"), &mailbox::RESULT_OK),
+                vec![
+                    &Store::new(&length, &field("OLEN")),
+                    &If::new(
+                        &GreaterThan::new(&length, &output_max),
+                        vec![&Store::new(&length, &output_max)],
+                    ),
+                    &Store::new(&Local(4), &field("OBUF")),
+                    &Mid::new(&Local(4), &ZERO, &length, &output),
+                ],
+            ),
+            &Release::new("MBLK".into()),
+            &Return::new(&output),
+        ],
+    ));
+    body
+}
+
+/// `_DSM` that hands the call on. ACPI wants a buffer with a byte 0 for what is not known (ACPI 6.5, 9.1.1).
+fn dsm(call: Call, only: Option<&str>) -> Body {
+    let not_known = BufferData::new(vec![0]);
+    let (call, result) = (call.code(), Local(0));
+    let mut forward = Body::default();
+    forward.push(&Store::new(
+        &result,
+        &MethodCall::new("MCAL".into(), vec![&call, &Arg(0), &Arg(1), &Arg(2), &Arg(3)]),
+    ));
+    forward.push(&If::new(&GreaterThan::new(&SizeOf::new(&result), &ZERO), vec![&Return::new(&result)]));
+
+    let mut body = Body::default();
+    let refuse = Return::new(&not_known);
+    match only {
+        Some(uuid) => body.push(&Method::new(
+            "_DSM".into(),
+            4,
+            false,
+            vec![&If::new(&Equal::new(&Arg(0), &Uuid::new(uuid)), vec![&forward]), &refuse],
+        )),
+        None => body.push(&Method::new("_DSM".into(), 4, false, vec![&forward, &refuse])),
+    }
+    body
+}
+
+/// ACPI0012 with its one DIMM, whose `_ADR` is the handle that NFIT uses.
+fn root(unit: u32) -> Body {
+    let fit = Call::Fit.code();
+    let no_uuid = BufferData::new(vec![0; mailbox::UUID_SIZE as usize]);
+    let mut body = Body::default();
+    body.push(&Device::new(
+        "NVDR".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0012"),
+            &Name::new("_UID".into(), &unit),
+            &status(),
+            &Method::new(
+                "_FIT".into(),
+                0,
+                false,
+                vec![&Return::new(&MethodCall::new(
+                    "MCAL".into(),
+                    vec![&fit, &no_uuid, &ZERO, &ZERO, &ZERO],
+                ))],
+            ),
+            &dsm(Call::RootDsm, Some(ROOT_DSM_UUID)),
+            &Device::new(
+                "D000".into(),
+                vec![&Name::new("_ADR".into(), &device_handle(unit)), &dsm(Call::DimmDsm, None)],
+            ),
+        ],
+    ));
+    body
+}

@@ -1,0 +1,63 @@
+//! What can be wrong with a description.
+
+use crate::AddressRange;
+use crate::layout::{MAX_UNITS, TABLES_SIZE};
+
+/// A machine that tables cannot describe.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A machine without processors.
+    #[error("Number of processors is 0: give the machine at least one")]
+    NoProcessors,
+    /// An APIC ID that does not name one processor.
+    #[error("APIC ID {0} of a processor is the broadcast ID: use 0 to 254")]
+    ApicIdBroadcast(u8),
+    /// Two processors with one APIC ID.
+    #[error("APIC ID {0} is given to two processors: give each its own")]
+    ApicIdTwice(u8),
+    /// More unit slots than there are mailboxes.
+    #[error("{0} NFIT units are more than the {MAX_UNITS} that fit: declare fewer slots")]
+    TooManyUnits(usize),
+    /// A range that is empty or runs over the end of the 64-bit address space.
+    #[error("{what} {range} is empty or wraps around: give it a size above 0 that ends below 2^64")]
+    BadRange {
+        /// What the range is of.
+        what: &'static str,
+        /// The range.
+        range: AddressRange,
+    },
+    /// Two ranges of memory that share an address.
+    #[error("{first} and {second} overlap: move one of them")]
+    Overlap {
+        /// The lower range.
+        first: AddressRange,
+        /// The range that begins inside it.
+        second: AddressRange,
+    },
+    /// A unit's pmem that is not inside its slot.
+    #[error("Range {range} of unit {unit} is outside its slot {window}: place it inside")]
+    OutsideSlot {
+        /// Number of the unit.
+        unit: usize,
+        /// The unit's range.
+        range: AddressRange,
+        /// The slot's range.
+        window: AddressRange,
+    },
+    /// A unit that says it is another one.
+    #[error("Unit {given} is in slot {slot}: a unit's number is that of its slot")]
+    WrongUnit {
+        /// The number of the slot.
+        slot: usize,
+        /// The number that the unit in it has.
+        given: u32,
+    },
+    /// A proximity domain beyond what a byte of the SLIT's index can reach in a table of reasonable size.
+    #[error("Proximity domain {0} is above 255: number the domains from 0 without gaps")]
+    ProximityTooLarge(u32),
+    /// Tables that do not fit their range.
+    #[error(
+        "ACPI tables of {0} bytes are larger than the {TABLES_SIZE} reserved for them: declare fewer slots"
+    )]
+    TooLarge(u64),
+}
