@@ -2,4 +2,8 @@
 //!
 //! Everything that depends on the machine Aconite runs on is in this module; nothing else in the program asks.
 
+pub mod doctor;
 pub mod manifest;
+pub mod material;
+pub mod probe;
+pub mod resources;
