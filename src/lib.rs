@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod boot;
+pub mod cli;
+pub mod command;
 pub mod config;
 pub mod fault;
 pub mod guest;
@@ -9,4 +11,5 @@ pub mod host;
 pub mod kvm;
 pub mod layout;
 pub mod memory;
+pub mod units;
 pub mod x86;

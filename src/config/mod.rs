@@ -1,1 +1,268 @@
-//! See the crate documentation.
+//! The one description of a machine.
+//!
+//! The command line, the machine file (TOML) and the API all end in the types of this module, so that a machine can
+//! be said in only one way and is checked in only one place. The steps, in order:
+//!
+//! 1. parse: [`Machine::load`] reads the machine file, [`MachineArgs`](crate::cli::MachineArgs) puts the command
+//!    line over it;
+//! 2. [`Machine::complete`] fills in what has a default that depends on the rest (device ids);
+//! 3. [`Machine::validate`], a pure function, refuses what no host could build;
+//! 4. [`Machine::check_host`] looks at the files and the memory of this host. It changes nothing.
+//!
+//! Defaults stand in [`Machine::default`] and nowhere else. A feature that is not implemented is refused by name.
+
+mod error;
+mod file;
+mod host;
+mod image;
+mod keyvalue;
+mod pmem;
+mod switch;
+mod validate;
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::error::{ConfigError, Warning, nearest};
+pub use self::host::{Checked, CheckedPmem};
+pub use self::image::{ImageKind, KernelImage};
+pub use self::keyvalue::KeyValues;
+pub use self::pmem::{Channel, Place, Pmem, PmemSource, Via};
+pub use self::validate::{MAX_CPUS, MAX_UNITS, validate_insert};
+use crate::units::{GIB, Size, TimeSpan};
+
+/// Everything that is needed to build a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Machine {
+    /// The kernel image: a bzImage or an ELF vmlinux for x86-64. There is no default.
+    #[serde(skip_serializing_if = "is_empty_path")]
+    pub kernel: PathBuf,
+    /// An initial RAM disk, handed to the guest after the one that is packed for the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
+    /// Words that are added to the end of the kernel's command line.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+    /// Number of vCPUs, 1 to 64.
+    pub cpus: u32,
+    /// RAM, a multiple of 2 MiB.
+    pub memory: Size,
+    /// Where KVM comes from.
+    pub host: HostChoice,
+    /// A Unix socket on which the API answers. Default: no API.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_socket: Option<PathBuf>,
+    /// Directory of the kernel's modules (`…/lib/modules/VERSION`). Default: beside the kernel, then the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub modules: Option<PathBuf>,
+    /// Programs of the host to pack for the guest, by name or path, with their libraries.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+    /// Further files of the host to pack for the guest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PackedFile>,
+    /// Whether the guest agent is packed and started as PID 1.
+    pub agent: bool,
+    /// What runs in the guest, with its arguments. Default: the machine runs until it powers off.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// When to give up: the machine is stopped and the exit status is 124.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<TimeSpan>,
+    /// Directory for results, logs and tables of this run. Default: none is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run_dir: Option<PathBuf>,
+    /// What the guest sees of its processors and clocks.
+    pub cpu: Cpu,
+    /// What may arrive while the machine runs.
+    pub slots: Slots,
+    /// Persistent memory devices that are there from the start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<Pmem>,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            kernel: PathBuf::new(),
+            initrd: None,
+            cmdline: String::new(),
+            cpus: 1,
+            memory: Size(GIB),
+            host: HostChoice::Auto,
+            api_socket: None,
+            modules: None,
+            tools: Vec::new(),
+            files: Vec::new(),
+            agent: true,
+            command: Vec::new(),
+            timeout: None,
+            run_dir: None,
+            cpu: Cpu::default(),
+            slots: Slots::default(),
+            pmem: Vec::new(),
+        }
+    }
+}
+
+fn is_empty_path(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
+}
+
+/// Where KVM comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HostChoice {
+    /// This host's KVM where it can run stock kernels, otherwise the software KVM host.
+    #[default]
+    Auto,
+    /// This host's KVM, or an error.
+    Kvm,
+    /// The software KVM host.
+    Nested,
+}
+
+/// What the guest sees of its processors and clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cpu {
+    /// Whether CPUID says that there is a hypervisor. Without the bit, Linux uses no kvmclock.
+    pub hypervisor: bool,
+    /// Whether kvmclock is offered. It has no effect while `hypervisor` is off.
+    pub kvmclock: bool,
+    /// Whether there is an ACPI PM timer, by which Linux calibrates its TSC when it has no kvmclock.
+    pub pm_timer: bool,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self { hypervisor: true, kvmclock: true, pm_timer: true }
+    }
+}
+
+impl Cpu {
+    const KEYS: [&str; 3] = ["hypervisor", "kvmclock", "pm_timer"];
+    const LATER_KEYS: [&str; 4] = ["vendor", "erms", "lmce", "mca"];
+
+    /// Puts the value of `--cpu key=on|off,…` over these settings.
+    ///
+    /// # Errors
+    /// Names the key, its value and what would be right.
+    pub fn apply(&mut self, option: &str, text: &str) -> Result<(), ConfigError> {
+        let mut list = KeyValues::parse(option, text)?;
+        self.hypervisor = list.take_switch("hypervisor")?.unwrap_or(self.hypervisor);
+        self.kvmclock = list.take_switch("kvmclock")?.unwrap_or(self.kvmclock);
+        self.pm_timer = list.take_switch("pm_timer")?.unwrap_or(self.pm_timer);
+        for key in Self::LATER_KEYS {
+            if let Some(value) = list.take_text(key) {
+                return Err(ConfigError::not_implemented(
+                    option,
+                    format_args!("{key}={value}"),
+                    "leave it out: the guest keeps the host's processor",
+                ));
+            }
+        }
+        list.finish(&Self::KEYS)
+    }
+}
+
+/// What may arrive while the machine runs: ACPI tables are static, so it is declared at the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Slots {
+    /// Free NFIT units, besides those of the devices that are there from the start.
+    pub nfit: u32,
+    /// The largest device that fits into a free slot.
+    pub size: Size,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { nfit: 0, size: Size(4 * GIB) }
+    }
+}
+
+impl Slots {
+    const KEYS: [&str; 2] = ["nfit", "size"];
+
+    /// Puts the value of `--slots nfit=N,size=SIZE` over these settings.
+    ///
+    /// # Errors
+    /// Names the key, its value and what would be right.
+    pub fn apply(&mut self, option: &str, text: &str) -> Result<(), ConfigError> {
+        let mut list = KeyValues::parse(option, text)?;
+        if let Some(units) = list.take::<u32>("nfit").map_err(|error| ConfigError {
+            problem: "a number of units was expected".to_owned(),
+            remedy: "give nfit=4 or another number up to 64".to_owned(),
+            ..error
+        })? {
+            self.nfit = units;
+        }
+        if let Some(size) = list.take("size")? {
+            self.size = size;
+        }
+        if let Some(ports) = list.take_text("pcie") {
+            return Err(ConfigError::not_implemented(
+                option,
+                format_args!("pcie={ports}"),
+                "leave it out, or declare nfit=N",
+            ));
+        }
+        list.finish(&Self::KEYS)
+    }
+}
+
+/// A file of the host that is packed for the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PackedFile {
+    /// The file on the host.
+    pub source: PathBuf,
+    /// Its absolute path in the guest.
+    pub target: PathBuf,
+}
+
+impl PackedFile {
+    /// Parses `SOURCE[:TARGET]`; without a target the file keeps its own absolute path.
+    ///
+    /// # Errors
+    /// An empty or relative target, or an empty source.
+    pub fn parse(option: &str, text: &str) -> Result<Self, ConfigError> {
+        let (source, target) = match text.rsplit_once(':') {
+            Some((source, target)) => (PathBuf::from(source), PathBuf::from(target)),
+            None => {
+                let source = PathBuf::from(text);
+                let target = std::path::absolute(&source).unwrap_or_else(|_| source.clone());
+                (source, target)
+            }
+        };
+        if source.as_os_str().is_empty() || !target.is_absolute() {
+            return Err(ConfigError::invalid(
+                option,
+                format_args!("{text:?}"),
+                "it needs a file of the host and an absolute path in the guest",
+                "write SOURCE:/TARGET, such as ./test.sh:/usr/bin/test.sh",
+            ));
+        }
+        Ok(Self { source, target })
+    }
+}
+
+impl Machine {
+    /// Gives every device without an id the first free one of `p0`, `p1`, …
+    pub fn complete(&mut self) {
+        for index in 0..self.pmem.len() {
+            if self.pmem[index].id.is_empty() {
+                let free = (0..).map(|n| format!("p{n}")).find(|id| self.pmem.iter().all(|p| p.id != *id));
+                self.pmem[index].id = free.unwrap_or_default();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "config_test.rs"]
+mod tests;

@@ -1,0 +1,220 @@
+//! All that can be asked of a machine, and all that it tells.
+//!
+//! A [`Command`] is a request with its preconditions; it ends in a [`Reply`] or an [`Error`] with a stable code. An
+//! [`Event`] is something that happened, in the order in which it happened, on the [`EventBus`]. The API server
+//! (`api`) is one user of this module; anything else that drives a machine uses the same words.
+//!
+//! Commands are executed one after the other on the machine's main loop thread, and none of them blocks there: what
+//! takes time (a removal) answers with an [`Operation`] and goes on in events.
+
+mod bus;
+mod error;
+mod event;
+mod poison;
+mod reply;
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::bus::{EventBus, HISTORY, Next, Subscription};
+pub use self::error::{Error, ErrorCode};
+pub use self::event::{Access, ClearedBy, Direction, Event, Record, RemovalStep, TrapDecision};
+pub use self::poison::round_ranges;
+pub use self::reply::{
+    MachineInfo, MachineState, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
+    PoisonCleared, PoisonState, Reply,
+};
+use crate::config::{Channel, Pmem};
+use crate::units::ByteRange;
+
+/// A request to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// What the machine is and does. Answers [`Reply::Machine`].
+    MachineInfo,
+    /// All memory devices, departed ones too. Answers [`Reply::MemoryList`].
+    ListMemory,
+    /// One memory device. Answers [`Reply::Memory`].
+    ShowMemory {
+        /// Its id.
+        device: String,
+    },
+    /// Makes bytes of a device bad: the next load of them is a machine check. Answers [`Reply::PoisonAdded`].
+    PoisonAdd {
+        /// The device's id.
+        device: String,
+        /// What to poison; all of it or nothing.
+        ranges: Vec<ByteRange>,
+    },
+    /// The poison of a device. Answers [`Reply::PoisonList`].
+    PoisonList {
+        /// The device's id.
+        device: String,
+    },
+    /// Replaces bad media by good: poison goes, without a word to the guest. Answers [`Reply::PoisonCleared`].
+    PoisonClear {
+        /// The device's id.
+        device: String,
+        /// What to clear; `None` is the whole device.
+        ranges: Option<Vec<ByteRange>>,
+    },
+    /// Sends the guest a notification, whether or not there is a reason for it. Answers [`Reply::Done`].
+    Notify {
+        /// The device's id.
+        device: String,
+        /// What the notification says.
+        kind: NotifyKind,
+    },
+    /// Takes a device away. Answers [`Reply::Operation`].
+    Remove {
+        /// The device's id.
+        device: String,
+        /// Whether the guest is asked.
+        mode: RemoveMode,
+        /// By which channel; `None` is the device's own.
+        via: Option<Channel>,
+    },
+    /// Puts a device into a free slot. Answers [`Reply::Operation`].
+    Insert {
+        /// The device. Its `at` names an address or a departed device.
+        pmem: Pmem,
+    },
+    /// How an operation stands. Answers [`Reply::Operation`].
+    ShowOperation {
+        /// The number that the operation was answered with.
+        operation: u64,
+    },
+    /// Stops all vCPUs; guest time stands still. Answers [`Reply::Done`].
+    Pause,
+    /// Lets the vCPUs run on. Answers [`Reply::Done`].
+    Resume,
+    /// Ends the machine as it is, without a word to the guest. Answers [`Reply::Done`].
+    Quit,
+}
+
+/// What a notification says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum NotifyKind {
+    /// An uncorrectable memory error was found: Notify 0x81 on the NVDIMM root device (ACPI 6.5, 5.6.6, table 5.186).
+    Uncorrectable,
+    /// The health of the DIMM changed: Notify 0x81 on the DIMM.
+    Health,
+    /// The NFIT changed: Notify 0x80 on the NVDIMM root device.
+    Update,
+}
+
+impl NotifyKind {
+    /// The code that goes into the AML `Notify`.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Uncorrectable | Self::Health => 0x81,
+            Self::Update => 0x80,
+        }
+    }
+}
+
+/// How a device is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum RemoveMode {
+    /// The memory goes first and the guest learns of it afterwards.
+    Surprise,
+    /// The guest is asked to let go of it.
+    Eject,
+}
+
+impl fmt::Display for RemoveMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Surprise => "surprise",
+            Self::Eject => "eject",
+        })
+    }
+}
+
+impl Command {
+    /// What the command is called in errors and logs.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::MachineInfo => "info",
+            Self::ListMemory => "memory list",
+            Self::ShowMemory { .. } => "memory show",
+            Self::PoisonAdd { .. } => "poison add",
+            Self::PoisonList { .. } => "poison list",
+            Self::PoisonClear { .. } => "poison clear",
+            Self::Notify { .. } => "notify",
+            Self::Remove { .. } => "remove",
+            Self::Insert { .. } => "insert",
+            Self::ShowOperation { .. } => "operation",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Quit => "quit",
+        }
+    }
+
+    /// Refuses the command in a state of the machine in which it makes no sense. To be asked before anything else.
+    ///
+    /// Questions are answered in every state; what changes the guest needs a guest; what needs the guest's answer
+    /// (an orderly removal, a notification) needs one that runs.
+    ///
+    /// # Errors
+    /// [`ErrorCode::WrongState`].
+    pub fn allowed_in(&self, state: MachineState) -> Result<(), Error> {
+        use MachineState::{Paused, Running, Starting, Stopped};
+        let (allowed, remedy): (&[MachineState], &str) = match self {
+            Self::MachineInfo
+            | Self::ListMemory
+            | Self::ShowMemory { .. }
+            | Self::PoisonList { .. }
+            | Self::ShowOperation { .. }
+            | Self::Quit => (&[Starting, Running, Paused, Stopped], ""),
+            Self::PoisonAdd { .. } | Self::PoisonClear { .. } => {
+                (&[Starting, Running, Paused], "start another machine")
+            }
+            Self::Notify { .. } | Self::Remove { .. } | Self::Insert { .. } => {
+                (&[Running, Paused], "do it while the machine runs, after the event machine_started")
+            }
+            Self::Pause => (&[Running], "pause a machine that runs"),
+            Self::Resume => (&[Paused], "resume a machine that is paused"),
+        };
+        if allowed.contains(&state) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorCode::WrongState,
+            format!("A machine that is {} cannot do {:?}", state.name(), self.name()),
+            remedy,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_always_answered() {
+        for state in
+            [MachineState::Starting, MachineState::Running, MachineState::Paused, MachineState::Stopped]
+        {
+            assert_eq!(Command::MachineInfo.allowed_in(state), Ok(()));
+            assert_eq!(Command::Quit.allowed_in(state), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_needs_a_guest_is_refused_without_one() {
+        let remove = Command::Remove { device: "p0".into(), mode: RemoveMode::Surprise, via: None };
+        let error = remove.allowed_in(MachineState::Stopped).unwrap_err();
+        assert_eq!(error.code, ErrorCode::WrongState);
+        assert_eq!(
+            error.to_string(),
+            "A machine that is stopped cannot do \"remove\"; do it while the machine runs, after the event machine_started"
+        );
+        assert!(Command::Resume.allowed_in(MachineState::Running).is_err());
+        assert!(Command::Pause.allowed_in(MachineState::Paused).is_err());
+    }
+}

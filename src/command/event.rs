@@ -1,0 +1,310 @@
+//! What a machine tells of itself.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, NotifyKind, RemoveMode};
+use crate::config::Channel;
+use crate::units::{Address, ByteRange};
+
+/// One event with its place in the order and in time. One line of the event stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Record {
+    /// Its number: 1 for the first event of a machine, without gaps.
+    pub seq: u64,
+    /// Nanoseconds since the monitor started, on a clock that never goes back.
+    pub host_ns: u64,
+    /// The wall clock of the host, RFC 3339 in UTC with microseconds.
+    pub time: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// An access of a vCPU, as the instruction and the page tables tell it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Access {
+    /// The vCPU's number.
+    pub vcpu: u32,
+    /// Address of the instruction.
+    pub rip: Address,
+    /// The page table root, which tells processes apart.
+    pub cr3: Address,
+    /// Privilege level: 0 is the kernel, 3 a process.
+    pub cpl: u8,
+    /// Virtual address of the first byte; missing where the processor uses none (a page walk).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub va: Option<Address>,
+    /// Guest-physical address of the first byte.
+    pub gpa: Address,
+    /// Number of bytes.
+    pub bytes: u64,
+    /// What is done to them.
+    pub direction: Direction,
+    /// The instruction's bytes in hexadecimal, where they could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<String>,
+}
+
+/// What an access does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Data is loaded.
+    Read,
+    /// Data is stored.
+    Write,
+    /// Data is loaded and stored by one instruction.
+    ReadWrite,
+    /// An instruction is fetched.
+    Fetch,
+    /// A page table entry is read by the processor.
+    Walk,
+}
+
+/// What was done with an access that was trapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TrapDecision {
+    /// A poisoned line is loaded: the instruction ends in a machine check.
+    MachineCheck,
+    /// No poisoned line is loaded: the instruction went through.
+    Proceed,
+    /// The page was opened meanwhile: the instruction is tried again.
+    Retry,
+}
+
+/// A step of a removal. Not every removal goes through all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RemovalStep {
+    /// The removal was asked for.
+    Requested,
+    /// The guest was told.
+    Notified,
+    /// The guest is letting go.
+    Quiescing,
+    /// The guest has ejected the device.
+    Ejected,
+    /// The guest does not let go.
+    Refused,
+    /// The guest has not answered in time.
+    TimedOut,
+    /// The memory is gone without the guest's consent.
+    Surprised,
+    /// The departure is complete: id and address are free.
+    Departed,
+    /// Another device is at the address.
+    Replaced,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The vCPUs run for the first time.
+    MachineStarted {
+        /// Number of vCPUs.
+        vcpus: u32,
+    },
+    /// All vCPUs stand still.
+    Paused,
+    /// The vCPUs run on.
+    Resumed,
+    /// The guest reported a panic (pvpanic).
+    GuestPanicked,
+    /// The guest reported that it boots its crash kernel (pvpanic).
+    CrashLoaded,
+    /// The guest asked for a reset, or its processors shut down.
+    Reset {
+        /// How: `acpi`, `keyboard_controller`, `triple_fault` and the like.
+        cause: String,
+    },
+    /// The guest switched itself off.
+    PoweredOff,
+    /// The monitor ends the machine.
+    MachineStopped {
+        /// Why: `quit`, `timeout`, `powered_off`, `panicked` and the like.
+        cause: String,
+    },
+    /// The agent in the guest answers.
+    AgentReady {
+        /// Version of the guest's kernel, as `uname -r` has it.
+        kernel: String,
+    },
+    /// The guest's command has ended.
+    CommandExited {
+        /// Its status, if it ended by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<i32>,
+        /// The signal that ended it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signal: Option<i32>,
+    },
+    /// Poison was added.
+    PoisonAdded {
+        /// The device.
+        device: String,
+        /// What is poisoned by it, after rounding.
+        ranges: Vec<ByteRange>,
+    },
+    /// Poison is gone.
+    PoisonCleared {
+        /// The device.
+        device: String,
+        /// What was poisoned before.
+        ranges: Vec<ByteRange>,
+        /// Who cleared it.
+        by: ClearedBy,
+    },
+    /// A vCPU touched a page with poison in it.
+    PoisonTrapped {
+        /// The device.
+        device: String,
+        /// Offset of the first byte in the device.
+        offset: Address,
+        /// The access.
+        #[serde(flatten)]
+        access: Access,
+        /// What was done.
+        decision: TrapDecision,
+        /// Why.
+        reason: String,
+    },
+    /// A machine check was delivered to a vCPU.
+    MceDelivered {
+        /// The vCPU's number.
+        vcpu: u32,
+        /// The bank that holds the error.
+        bank: u8,
+        /// `MCi_STATUS`.
+        status: Address,
+        /// `MCi_ADDR`.
+        address: Address,
+        /// `MCi_MISC`.
+        misc: Address,
+        /// `MCG_STATUS`.
+        mcg_status: Address,
+    },
+    /// A device's DMA met poison; its request failed.
+    DmaPoisoned {
+        /// The device whose DMA it was.
+        by: String,
+        /// Guest-physical address of the poison.
+        gpa: Address,
+        /// Whether memory was written.
+        direction: Direction,
+    },
+    /// A notification was put before the guest.
+    NotifySent {
+        /// The device.
+        device: String,
+        /// What it says.
+        kind: NotifyKind,
+    },
+    /// The guest's firmware call (`_DSM`, `_FIT`) was answered.
+    FirmwareCall {
+        /// The device.
+        device: String,
+        /// `root`, `dimm` or `fit`.
+        target: String,
+        /// Function of a `_DSM`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        function: Option<u32>,
+        /// The answer's status word.
+        status: u32,
+    },
+    /// A removal went a step on.
+    Removal {
+        /// The device.
+        device: String,
+        /// The operation that the request was answered with.
+        operation: u64,
+        /// The step.
+        step: RemovalStep,
+        /// How it was asked for.
+        mode: RemoveMode,
+        /// By which channel.
+        channel: Channel,
+        /// What else is to be said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
+    /// A device has arrived, and the guest was told.
+    Inserted {
+        /// The device.
+        device: String,
+        /// The operation that the request was answered with.
+        operation: u64,
+        /// Guest-physical address of its first byte.
+        gpa: Address,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// An operation has ended; its state can be asked for.
+    OperationFinished {
+        /// Its number.
+        operation: u64,
+        /// Why it failed; missing if it did not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<Error>,
+    },
+    /// A vCPU touched memory that has departed. Sent in full the first times, then at intervals with the count.
+    StaleAccess {
+        /// The device that was there.
+        device: String,
+        /// Offset of the first byte in it.
+        offset: Address,
+        /// The access.
+        #[serde(flatten)]
+        access: Access,
+        /// How many there were of this instruction, page table root, page and direction up to now.
+        count: u64,
+    },
+    /// A device's request met memory that has departed; nothing landed anywhere.
+    StaleDma {
+        /// The device whose DMA it was.
+        by: String,
+        /// The memory device that was there.
+        device: String,
+        /// Guest-physical address.
+        gpa: Address,
+        /// Number of bytes.
+        bytes: u64,
+        /// What was tried.
+        direction: Direction,
+    },
+    /// A device of the machine met an error of the host or of the guest's driver.
+    DeviceError {
+        /// The device.
+        device: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// A vCPU can go no further; what is known about it.
+    VcpuStuck {
+        /// The vCPU's number.
+        vcpu: u32,
+        /// Where it stands.
+        rip: Address,
+        /// What was found out.
+        diagnosis: String,
+    },
+    /// This reader was too slow, or asked for events too old: some are lost to it.
+    EventsLost {
+        /// How many.
+        count: u64,
+        /// Number of the first lost event; the last one is the number of this record.
+        first: u64,
+    },
+}
+
+/// Who cleared poison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClearedBy {
+    /// A request to the API: good media in the place of bad.
+    Request,
+    /// The guest's driver, by the firmware call that clears errors.
+    Guest,
+}

@@ -1,0 +1,219 @@
+//! What commands are answered with.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, RemoveMode};
+use crate::config::{Channel, Via};
+use crate::units::{Address, ByteRange};
+
+/// The answer to a command that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// There is nothing to say.
+    Done,
+    /// About the machine.
+    Machine(MachineInfo),
+    /// All memory devices.
+    MemoryList(Vec<MemoryDevice>),
+    /// One memory device.
+    Memory(MemoryDevice),
+    /// Poison was added.
+    PoisonAdded(PoisonAdded),
+    /// The poison that there is.
+    PoisonList(PoisonState),
+    /// Poison was cleared.
+    PoisonCleared(PoisonCleared),
+    /// Something was begun that goes on in events.
+    Operation(Operation),
+}
+
+/// What a machine does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    /// It is being built.
+    Starting,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs stand still on request.
+    Paused,
+    /// The guest has ended.
+    Stopped,
+}
+
+impl MachineState {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// About a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MachineInfo {
+    /// What it does.
+    pub state: MachineState,
+    /// Version of the monitor.
+    pub version: String,
+    /// Process id of the monitor.
+    pub pid: u32,
+    /// The kernel file.
+    pub kernel: String,
+    /// The version that the kernel file carries, if it carries one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_version: Option<String>,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Where KVM comes from: `kvm` or `nested`.
+    pub host: String,
+    /// Whether the agent in the guest answers.
+    pub agent: bool,
+    /// Slots that are free for further devices.
+    pub free_slots: u32,
+    /// Nanoseconds since the monitor started.
+    pub uptime_ns: u64,
+}
+
+/// What kind of memory a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryKind {
+    /// Persistent memory.
+    Pmem,
+}
+
+/// Where a memory device stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryState {
+    /// The guest can reach it.
+    Present,
+    /// It is on its way out.
+    Leaving,
+    /// It is gone; touches of its addresses are reported.
+    Departed,
+}
+
+/// A memory device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryDevice {
+    /// Its id.
+    pub id: String,
+    /// What kind of memory it is.
+    pub kind: MemoryKind,
+    /// Where it stands.
+    pub state: MemoryState,
+    /// Guest-physical address of its first byte.
+    pub gpa: Address,
+    /// Its size in bytes.
+    pub size: u64,
+    /// How the guest is told of it.
+    pub via: Via,
+    /// How it can be removed.
+    pub channel: Channel,
+    /// Why it cannot be removed, where `channel` is `none`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_channel_because: Option<String>,
+    /// Its proximity domain.
+    pub node: u32,
+    /// Whether the guest can only read it.
+    pub readonly: bool,
+    /// The file that holds its bytes; missing for memory that lives until the machine quits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Bytes that are poisoned.
+    pub poisoned: u64,
+    /// Touches of it after its departure.
+    pub stale_accesses: u64,
+}
+
+/// Poison was added: what was asked for, and what is bad now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoisonAdded {
+    /// The device.
+    pub device: String,
+    /// What the request named.
+    pub requested: Vec<ByteRange>,
+    /// What is poisoned by it: the requested ranges, widened to the granularity, sorted and merged.
+    pub armed: Vec<ByteRange>,
+    /// Bytes of the smallest unit that can be poisoned.
+    pub granularity: u64,
+    /// Whether `armed` is more than `requested`.
+    pub rounded: bool,
+}
+
+/// The poison of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoisonState {
+    /// The device.
+    pub device: String,
+    /// What is poisoned, sorted and merged.
+    pub ranges: Vec<ByteRange>,
+    /// Bytes of the smallest unit that can be poisoned.
+    pub granularity: u64,
+    /// Poisoned bytes in all.
+    pub bytes: u64,
+}
+
+/// Poison was cleared.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoisonCleared {
+    /// The device.
+    pub device: String,
+    /// What the request named; the whole device if it named nothing.
+    pub requested: Vec<ByteRange>,
+    /// What was poisoned before and is good now.
+    pub cleared: Vec<ByteRange>,
+    /// Bytes of the smallest unit that can be cleared.
+    pub granularity: u64,
+    /// What the guest still believes.
+    pub note: String,
+}
+
+impl PoisonCleared {
+    /// What [`PoisonCleared::note`] says: clearing by the API is a change of media that no guest can see.
+    pub const GUEST_KEEPS_ITS_LIST: &'static str = "The media is good, but the guest's own list of bad blocks stays \
+         as it is until the guest writes to them or scrubs; a page that it has marked as poisoned stays so";
+}
+
+/// Something that takes time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Operation {
+    /// Its number: events carry it, and its state is asked for by it.
+    pub operation: u64,
+    /// What is being done: `remove` or `insert`.
+    pub kind: String,
+    /// The device.
+    pub device: String,
+    /// Where it stands.
+    pub state: OperationState,
+    /// How a removal was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<RemoveMode>,
+    /// The channel that is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel: Option<Channel>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Error>,
+}
+
+/// Where an operation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OperationState {
+    /// It goes on; the event `operation_finished` will end it.
+    Running,
+    /// It is done.
+    Done,
+    /// It failed.
+    Failed,
+}

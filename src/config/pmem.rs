@@ -1,0 +1,297 @@
+//! One persistent memory device: `--pmem file=PATH|size=SIZE[,id=…]`, `[[pmem]]` of a machine file, and the body
+//! of an insert request.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::error::ConfigError;
+use super::keyvalue::KeyValues;
+use super::switch::Switch;
+use crate::units::{Address, Size};
+
+/// Where the bytes of a device live.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PmemSource {
+    /// Anonymous shared memory that lives until the machine quits, of the given size.
+    Memory(Size),
+    /// A file of the host, mapped shared: the only copy.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Size of the device. Without it, the file's length counts. With it, a missing file is created sparse.
+        size: Option<Size>,
+    },
+}
+
+/// How the guest is told of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// An NVDIMM described by an NFIT, under its own ACPI0012 root.
+    #[default]
+    Nfit,
+}
+
+/// How the device can be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Channel {
+    /// Through the ACPI0004 container around it (`_STA` and Notify).
+    Container,
+    /// Not at all.
+    None,
+}
+
+impl Channel {
+    /// The word for it in options, the API and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Container => "container",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A chosen place in the guest-physical address space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Place {
+    /// Guest-physical address of the first byte.
+    Address(Address),
+    /// The address of the device of this id, which must have departed.
+    Device(String),
+}
+
+impl FromStr for Place {
+    type Err = crate::units::UnitError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with(|c: char| c.is_ascii_digit()) {
+            text.parse().map(Self::Address)
+        } else {
+            Ok(Self::Device(text.to_owned()))
+        }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Device(id) => f.write_str(id),
+        }
+    }
+}
+
+/// A persistent memory device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "PmemKeys", into = "PmemKeys")]
+pub struct Pmem {
+    /// The name that the API and events use. Empty until [`Machine::complete`](super::Machine::complete) has
+    /// given it one (`p0`, `p1`, …).
+    pub id: String,
+    /// Where its bytes live.
+    pub source: PmemSource,
+    /// How the guest is told of it. Default: `nfit`.
+    pub via: Via,
+    /// How it can be removed; `None` leaves the choice to the monitor, which knows the guest's kernel.
+    pub channel: Option<Channel>,
+    /// Proximity domain. Default: a domain of its own.
+    pub node: Option<u32>,
+    /// Whether the guest can only read it. Default: no.
+    pub readonly: bool,
+    /// Where it goes. Default: the next free place that is aligned so that Linux maps it with its largest pages.
+    pub at: Option<Place>,
+}
+
+/// The keys of a device as they are written, in a list of the command line as in TOML and JSON.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Pmem")]
+pub struct PmemKeys {
+    /// The name that the API and events use. Default: the first free of p0, p1, …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// A file of the host that holds the device's bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<PathBuf>,
+    /// Size of the device. Without a file its bytes live until the machine quits; a missing file is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    size: Option<Size>,
+    /// How the guest is told of it: "nfit", the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    via: Option<String>,
+    /// How it can be removed: "container" or "none". Default: what the guest's kernel can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    channel: Option<String>,
+    /// Proximity domain. Default: one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<u32>,
+    /// Whether the guest can only read it. Default: no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readonly: Option<Switch>,
+    /// A guest-physical address, or (when inserting) the id of a departed device whose address is used again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<Place>,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    labels: Option<String>,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    flags: Option<String>,
+}
+
+/// The keys of `--pmem`, in the order of the documentation.
+const KEYS: [&str; 8] = ["file", "size", "id", "via", "channel", "node", "readonly", "at"];
+
+impl Pmem {
+    /// A device without a file, for callers that build machines themselves.
+    pub fn memory(id: impl Into<String>, size: Size) -> Self {
+        Self {
+            id: id.into(),
+            source: PmemSource::Memory(size),
+            via: Via::Nfit,
+            channel: None,
+            node: None,
+            readonly: false,
+            at: None,
+        }
+    }
+
+    /// Parses the value of `--pmem` (or of `ctl insert pmem`).
+    ///
+    /// # Errors
+    /// Names the key, its value and what would be right.
+    pub fn parse(option: &str, text: &str) -> Result<Self, ConfigError> {
+        let mut list = KeyValues::parse(option, text)?;
+        let keys = PmemKeys {
+            id: list.take_text("id"),
+            file: list.take_text("file").map(PathBuf::from),
+            size: list.take("size")?,
+            via: list.take_text("via"),
+            channel: list.take_text("channel"),
+            node: list.take("node").map_err(|error| ConfigError {
+                problem: "a proximity domain is a number".to_owned(),
+                remedy: "give node=1 or another small number".to_owned(),
+                ..error
+            })?,
+            readonly: list.take_switch("readonly")?.map(Switch),
+            at: list.take("at")?,
+            labels: list.take_text("labels"),
+            flags: list.take_text("flags"),
+        };
+        list.finish(&KEYS)?;
+        Self::from_keys(option, keys)
+    }
+
+    fn from_keys(option: &str, keys: PmemKeys) -> Result<Self, ConfigError> {
+        let id = keys.id.unwrap_or_default();
+        let name = |key: &str| {
+            if id.is_empty() { format!("{option} {key}") } else { format!("{option} {id}: {key}") }
+        };
+        let source = match (keys.file, keys.size) {
+            (Some(path), size) => PmemSource::File { path, size },
+            (None, Some(size)) => PmemSource::Memory(size),
+            (None, None) => {
+                return Err(ConfigError::invalid(
+                    if id.is_empty() { option.to_owned() } else { format!("{option} {id}") },
+                    "",
+                    "it has neither a file nor a size",
+                    "give file=PATH, size=SIZE or both",
+                ));
+            }
+        };
+        let via = match keys.via.as_deref() {
+            None | Some("nfit") => Via::Nfit,
+            Some(via @ ("virtio" | "e820")) => {
+                return Err(ConfigError::not_implemented(name("via"), via, "give via=nfit or leave it out"));
+            }
+            Some(other) => {
+                return Err(ConfigError::invalid(
+                    name("via"),
+                    other,
+                    "there is no such way",
+                    "give via=nfit",
+                ));
+            }
+        };
+        let channel = match keys.channel.as_deref() {
+            None => None,
+            Some("container") => Some(Channel::Container),
+            Some("none") => Some(Channel::None),
+            Some(channel @ ("pcie" | "bridge")) => {
+                return Err(ConfigError::not_implemented(
+                    name("channel"),
+                    channel,
+                    "give channel=container or channel=none",
+                ));
+            }
+            Some(other) => {
+                return Err(ConfigError::invalid(
+                    name("channel"),
+                    other,
+                    "there is no such channel",
+                    "give channel=container or channel=none",
+                ));
+            }
+        };
+        if let Some(labels) = keys.labels {
+            return Err(ConfigError::not_implemented(
+                name("labels"),
+                labels,
+                "leave it out: the device has no label area and is one namespace",
+            ));
+        }
+        if let Some(flags) = keys.flags {
+            return Err(ConfigError::not_implemented(
+                name("flags"),
+                flags,
+                "leave it out: the device is healthy",
+            ));
+        }
+        let readonly = keys.readonly.is_some_and(|switch| switch.0);
+        Ok(Self { id, source, via, channel, node: keys.node, readonly, at: keys.at })
+    }
+}
+
+impl TryFrom<PmemKeys> for Pmem {
+    type Error = ConfigError;
+
+    fn try_from(keys: PmemKeys) -> Result<Self, ConfigError> {
+        Self::from_keys("pmem", keys)
+    }
+}
+
+impl From<Pmem> for PmemKeys {
+    fn from(pmem: Pmem) -> Self {
+        let (file, size) = match pmem.source {
+            PmemSource::Memory(size) => (None, Some(size)),
+            PmemSource::File { path, size } => (Some(path), size),
+        };
+        Self {
+            id: (!pmem.id.is_empty()).then_some(pmem.id),
+            file,
+            size,
+            via: None,
+            channel: pmem.channel.map(|channel| channel.name().to_owned()),
+            node: pmem.node,
+            readonly: pmem.readonly.then_some(Switch(true)),
+            at: pmem.at,
+            labels: None,
+            flags: None,
+        }
+    }
+}
+
+impl JsonSchema for Pmem {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        PmemKeys::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        PmemKeys::json_schema(generator)
+    }
+}
