@@ -274,8 +274,8 @@ mod tests {
         let (mut platform, _) = platform();
         assert_eq!(write(&mut platform, SLEEP_CONTROL, &[5 << 2]), []);
         assert_eq!(read_u32(&mut platform, SLEEP_CONTROL), 5 << 2);
-        assert_eq!(write(&mut platform, SLEEP_CONTROL, &[0x20 | 3 << 2]), []);
-        assert_eq!(write(&mut platform, SLEEP_CONTROL, &[0x20 | 5 << 2]), [Effect::PowerOff]);
+        assert_eq!(write(&mut platform, SLEEP_CONTROL, &[0x20 | (3 << 2)]), []);
+        assert_eq!(write(&mut platform, SLEEP_CONTROL, &[0x20 | (5 << 2)]), [Effect::PowerOff]);
         assert_eq!(read_u32(&mut platform, SLEEP_CONTROL), 5 << 2, "SLP_EN reads as zero");
         assert_eq!(write(&mut platform, SLEEP_STATUS, &[0x80]), []);
         assert_eq!(read_u32(&mut platform, SLEEP_STATUS), 0);
