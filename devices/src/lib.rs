@@ -11,6 +11,7 @@ pub mod clock;
 pub mod dma;
 pub mod irq;
 pub mod pci;
+pub mod nvdimm;
 pub mod platform;
 pub mod pm_timer;
 pub mod rtc;

@@ -1,0 +1,227 @@
+//! Address range scrub of the NVDIMM root device (ACPI 6.5, 9.20.7.2 and 9.20.7.4 to 9.20.7.6).
+//!
+//! A scrub takes no time: the monitor knows its poison. Starting one only fixes which range is reported; the
+//! records are the poison of that range when the status is read. So a scrub is never "in progress", an error that
+//! was cleared after the start is not reported any more, and no list of records is kept.
+//!
+//! A status buffer holds [`Unit::ars_records`] records. If there are more, the scrub "stopped early" with the
+//! overflow flag: the answer covers the range up to the last record, and the rest is named for a restart.
+//!
+//! # Where Linux and the specification differ
+//! - `out_length` counts from itself to the end, without the status before it: 44 + 24 for each record. Linux takes
+//!   both readings for the transfer, but counts whole records by this one (`ars_status_process_records` in
+//!   drivers/acpi/nfit/core.c).
+//! - Linux restarts after an overflow (`ars_continue`), yet throws the records of every restarted scrub away as
+//!   stale: only `ars_start` sets ARS_VALID. In a guest, errors beyond the first buffer therefore show up only
+//!   once earlier ones are cleared and the range is scrubbed again. The buffer is as large as the mailbox allows.
+//! - A restart carries the type of the last status, which is therefore the type of the start.
+
+use std::ops::Range;
+
+use aconite_acpi::platform::mailbox::OUTPUT_MAX;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::dsm::status;
+use super::unit::Unit;
+use crate::bus::lock;
+
+/// Extended status of [`CapabilitiesOutput`]: persistent memory can be scrubbed.
+const CAN_SCRUB_PERSISTENT: u32 = 1 << 17;
+/// Type of a scrub: volatile memory.
+const TYPE_VOLATILE: u16 = 1 << 0;
+/// Type of a scrub: persistent memory.
+const TYPE_PERSISTENT: u16 = 1 << 1;
+/// Flag of [`StartInput`]: return what is known instead of scrubbing anew.
+const FLAG_PREVIOUS_DATA: u8 = 1 << 1;
+/// Extended status of [`StatusHeader`]: no scrub in this boot.
+const NO_SCRUB: u32 = 2 << 16;
+/// Extended status of [`StatusHeader`]: the scrub stopped before the end of its range.
+const STOPPED_EARLY: u32 = 3 << 16;
+/// Flag of [`StatusHeader`]: there are more records than fit.
+const FLAG_OVERFLOW: u16 = 1 << 0;
+
+/// Input of function 1 (ACPI 6.5, 9.20.7.4).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct CapabilitiesInput {
+    pub(super) address: U64,
+    pub(super) length: U64,
+}
+const _: () = assert!(size_of::<CapabilitiesInput>() == 16);
+
+/// Output of function 1 (ACPI 6.5, 9.20.7.4).
+#[derive(Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct CapabilitiesOutput {
+    pub(super) status: U32,
+    /// Most bytes that function 3 returns, status included.
+    pub(super) max_status_output: U32,
+    /// Alignment and smallest length of function 4, in bytes.
+    pub(super) clear_unit: U32,
+    /// No flag is set: this root device sends no "ARS stopped" notification, since a scrub takes no time.
+    pub(super) flags: U16,
+    pub(super) reserved: U16,
+}
+const _: () = assert!(size_of::<CapabilitiesOutput>() == 16);
+
+/// Input of function 2 (ACPI 6.5, 9.20.7.5).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct StartInput {
+    pub(super) address: U64,
+    pub(super) length: U64,
+    pub(super) kind: U16,
+    pub(super) flags: u8,
+    pub(super) reserved: [u8; 5],
+}
+const _: () = assert!(size_of::<StartInput>() == 24);
+
+/// Output of function 2 (ACPI 6.5, 9.20.7.5).
+#[derive(Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct StartOutput {
+    pub(super) status: U32,
+    /// Estimated time in seconds. Linux ignores it.
+    pub(super) seconds: U32,
+}
+const _: () = assert!(size_of::<StartOutput>() == 8);
+
+/// Head of the output of function 3 (ACPI 6.5, 9.20.7.6).
+#[derive(Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct StatusHeader {
+    pub(super) status: U32,
+    /// Bytes from this field to the end.
+    pub(super) out_length: U32,
+    /// Start of the range that the records cover.
+    pub(super) address: U64,
+    /// Length of the range that the records cover.
+    pub(super) length: U64,
+    /// Where to start again after an overflow.
+    pub(super) restart_address: U64,
+    /// Length of what is left after an overflow.
+    pub(super) restart_length: U64,
+    pub(super) kind: U16,
+    pub(super) flags: U16,
+    pub(super) records: U32,
+}
+const _: () = assert!(size_of::<StatusHeader>() == 48);
+
+/// One record of the output of function 3 (ACPI 6.5, 9.20.7.6).
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct StatusRecord {
+    pub(super) handle: U32,
+    pub(super) reserved: U32,
+    pub(super) address: U64,
+    pub(super) length: U64,
+}
+const _: () = assert!(size_of::<StatusRecord>() == 24);
+
+/// Records that fit into a mailbox behind the header.
+pub(super) const MAX_RECORDS: usize =
+    (OUTPUT_MAX as usize - size_of::<StatusHeader>()) / size_of::<StatusRecord>();
+
+/// The scrub whose results function 3 reports.
+#[derive(Clone, Debug)]
+pub(super) struct Scrub {
+    range: Range<u64>,
+    kind: u16,
+}
+
+/// Function 1: what can be scrubbed in a range.
+pub(super) fn capabilities(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
+    let unit = CapabilitiesInput::read_from_bytes(input)
+        .ok()
+        .and_then(|input| unit.filter(|unit| unit.range(input.address.get(), input.length.get()).is_some()));
+    let output = match unit {
+        Some(unit) => CapabilitiesOutput {
+            status: (status::SUCCESS | CAN_SCRUB_PERSISTENT).into(),
+            max_status_output: (output_size(unit.ars_records()) as u32).into(),
+            clear_unit: unit.clear_unit().into(),
+            ..Default::default()
+        },
+        None => CapabilitiesOutput { status: status::INVALID_INPUT.into(), ..Default::default() },
+    };
+    output.as_bytes().to_vec()
+}
+
+/// Function 2: scrub a range, or have what is known about it returned. Both end at once and know the same.
+pub(super) fn start(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
+    let input = StartInput::read_from_bytes(input);
+    let scrub = input.as_ref().ok().zip(unit).and_then(|(input, unit)| {
+        let (kind, range) = (input.kind.get(), unit.range(input.address.get(), input.length.get())?);
+        let known = kind & !(TYPE_VOLATILE | TYPE_PERSISTENT) == 0;
+        (known && kind & TYPE_PERSISTENT != 0).then_some((unit, Scrub { range, kind }))
+    });
+    let output = match (input, scrub) {
+        (Ok(input), Some((unit, scrub))) => {
+            tracing::debug!(slot = unit.slot(), range = ?scrub.range, flags = input.flags, "ARS start");
+            *lock(unit.scrub()) = Some(scrub);
+            // Over when this returns; a second is the smallest time there is to tell.
+            let seconds = if input.flags & FLAG_PREVIOUS_DATA != 0 { 0 } else { 1 };
+            StartOutput { status: status::SUCCESS.into(), seconds: seconds.into() }
+        }
+        _ => StartOutput { status: status::INVALID_INPUT.into(), ..Default::default() },
+    };
+    output.as_bytes().to_vec()
+}
+
+/// Function 3: the results of the last scrub.
+pub(super) fn status(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
+    if !input.is_empty() {
+        return report(StatusHeader { status: status::INVALID_INPUT.into(), ..Default::default() }, &[]);
+    }
+    let scrub = unit.and_then(|unit| Some((unit, lock(unit.scrub()).clone()?)));
+    let Some((unit, Scrub { range, kind })) = scrub else {
+        return report(StatusHeader { status: NO_SCRUB.into(), ..Default::default() }, &[]);
+    };
+    let most = unit.ars_records();
+    // One more than fits tells whether there are more.
+    let mut found = unit.media().poisoned(range.clone(), most + 1);
+    let overflow = found.len() > most;
+    found.truncate(most);
+    let mut header = StatusHeader { address: range.start.into(), kind: kind.into(), ..Default::default() };
+    let covered = match found.last() {
+        Some(last) if overflow => {
+            header.status = STOPPED_EARLY.into();
+            header.flags = FLAG_OVERFLOW.into();
+            header.restart_address = last.end.into();
+            header.restart_length = range.end.saturating_sub(last.end).into();
+            last.end
+        }
+        _ => range.end,
+    };
+    header.length = covered.saturating_sub(range.start).into();
+    let records: Vec<_> = found
+        .iter()
+        .map(|bad| StatusRecord {
+            handle: unit.handle().into(),
+            reserved: 0.into(),
+            address: bad.start.into(),
+            length: bad.end.saturating_sub(bad.start).into(),
+        })
+        .collect();
+    report(header, &records)
+}
+
+/// Bytes of a status output with this many records.
+fn output_size(records: usize) -> usize {
+    size_of::<StatusHeader>() + records * size_of::<StatusRecord>()
+}
+
+/// A status output: fills in the lengths.
+fn report(mut header: StatusHeader, records: &[StatusRecord]) -> Vec<u8> {
+    let size = output_size(records.len());
+    header.out_length = ((size - size_of::<U32>()) as u32).into();
+    header.records = (records.len() as u32).into();
+    let mut output = Vec::with_capacity(size);
+    output.extend_from_slice(header.as_bytes());
+    output.extend_from_slice(records.as_bytes());
+    output
+}
+
+#[cfg(test)]
+#[path = "ars_test.rs"]
+mod tests;

@@ -1,0 +1,31 @@
+//! NVDIMMs as firmware presents them: units that come and go, and the `_DSM` that Linux asks about their errors.
+//!
+//! A *unit* is what can be removed by itself: a container with its own NVDIMM root device, `_FIT` and DIMM, over
+//! one range of system-physical addresses (SPA). AML does nothing of this; it copies arguments into the unit's
+//! mailbox in guest RAM and rings the doorbell of [`Units`], which looks the unit up in the [`UnitTable`] and
+//! answers there. A unit's errors are not kept here: they are the poison of its [`Media`], asked for each time,
+//! so that what the guest is told, what its loads hit and what the API lists cannot disagree.
+//!
+//! Layout of the `_DSM` models: `root` is the NVDIMM root device with one module for each group of functions
+//! (`ars`, `clear`, `translate`), `dimm` is the DIMM with one module for each family to come. Structures of the
+//! interface are byte-exact types that name the section of the ACPI specification, asserted by their size.
+
+mod ars;
+mod clear;
+mod dimm;
+mod dsm;
+mod flush;
+mod mailbox;
+mod media;
+mod registers;
+mod root;
+mod translate;
+mod unit;
+
+pub use flush::FlushHint;
+pub use media::Media;
+pub use registers::Units;
+pub use unit::{CLEAR_UNIT, Unit, UnitConfig, UnitError, UnitTable};
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,105 @@
+//! The register block of all units: `_STA`, `_EJ0` and the doorbell of the mailbox.
+
+use std::sync::Arc;
+
+use aconite_acpi::layout::{MAX_UNITS, UNIT_SIZE};
+use aconite_acpi::platform::unit::{DOORBELL, EJECT, STATUS, STATUS_PRESENT};
+use aconite_acpi::platform::{self, mailbox as layout};
+
+use super::mailbox::{Call, reply};
+use super::unit::{Unit, UnitTable};
+use super::{dimm, root};
+use crate::bus::{BusDevice, Effect, Effects};
+use crate::dma::Dma;
+
+/// The registers of all slots, [`UNIT_SIZE`] bytes each ([`aconite_acpi::platform::unit`]).
+///
+/// A write acts on each register whose first byte it covers; bytes that belong to no register read as zero. An empty
+/// slot reads as zero and still answers its doorbell: a guest whose unit has just been pulled gets a status.
+pub struct Units {
+    units: Arc<UnitTable>,
+    dma: Dma,
+}
+
+impl Units {
+    /// Length of the block in bytes.
+    pub const SIZE: u64 = UNIT_SIZE * MAX_UNITS as u64;
+
+    /// The registers of `units`, with mailboxes in the memory behind `dma`.
+    pub fn new(units: Arc<UnitTable>, dma: Dma) -> Self {
+        Self { units, dma }
+    }
+
+    fn eject(&self, slot: u32, effects: &mut Effects) {
+        // `_STA` must be 0 when `_EJ0` returns (Linux `acpi_scan_hot_remove`), whoever lets go of the memory when.
+        if self.units.remove(slot).is_some() {
+            tracing::info!(slot, "Guest ejected a unit");
+            effects.push(Effect::UnitEject { unit: slot });
+        }
+    }
+
+    fn ring(&self, slot: u32, code: u32) {
+        let output = match Call::read(&self.dma, slot) {
+            Ok(Some(call)) if call.code() == code => {
+                self.answer(self.units.get(slot).as_deref(), code, &call)
+            }
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(slot, %error, "Request cannot be read from the mailbox");
+                None
+            }
+        };
+        if let Err(error) = reply(&self.dma, slot, output.as_deref()) {
+            tracing::warn!(slot, %error, "Mailbox call stays without a reply");
+        }
+    }
+
+    /// The output of a call; `None` if there is no such call.
+    fn answer(&self, unit: Option<&Unit>, code: u32, call: &Call) -> Option<Vec<u8>> {
+        let output = match platform::Call::from_code(code)? {
+            platform::Call::RootDsm => root::call(unit, &call.request()),
+            platform::Call::DimmDsm => dimm::call(unit, &call.request()),
+            // A unit that has gone has no sub-tables.
+            platform::Call::Fit => Some(unit.map(|unit| unit.fit().to_vec()).unwrap_or_default()),
+        };
+        output.filter(|output| output.len() as u64 <= layout::OUTPUT_MAX)
+    }
+}
+
+impl BusDevice for Units {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for (at, byte) in (offset..).zip(data) {
+            let (slot, register) = ((at / UNIT_SIZE) as u32, at % UNIT_SIZE);
+            *byte = match register {
+                STATUS..EJECT if self.units.get(slot).is_some() => {
+                    STATUS_PRESENT.to_le_bytes()[(register - STATUS) as usize]
+                }
+                _ => 0,
+            };
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8], effects: &mut Effects) {
+        for (index, at) in (offset..).take(data.len()).enumerate() {
+            let (slot, register) = ((at / UNIT_SIZE) as u32, at % UNIT_SIZE);
+            if slot >= MAX_UNITS {
+                return;
+            }
+            match register {
+                EJECT => self.eject(slot, effects),
+                DOORBELL => {
+                    let mut value = [0; 4];
+                    for (byte, &written) in value.iter_mut().zip(&data[index..]) {
+                        *byte = written;
+                    }
+                    self.ring(slot, u32::from_le_bytes(value));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "registers_test.rs"]
+mod tests;
