@@ -1,2 +1,101 @@
-//! The agent inside a guest.
-fn main() {}
+//! The agent inside a machine of aconite: PID 1 of a guest, PID 1 of the first-level
+//! machine of the nested host, or, for tests, an ordinary process.
+//!
+//! `boot` and `nested_root` set the machine up, `server` speaks the protocol over one
+//! descriptor, `channel` is one command or connection of it, `sys` holds the system calls.
+
+mod boot;
+mod channel;
+mod console;
+mod nested_root;
+mod server;
+mod sys;
+
+use std::fs::{self, File};
+use std::os::fd::RawFd;
+use std::process::ExitCode;
+
+use aconite_agent::config::{CONSOLE_FATAL, CONSOLE_NO_PORT, ROLE_HOST};
+use aconite_agent::protocol::{Power, Role};
+
+use crate::server::Server;
+
+const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["--fd", number] => match number.parse() {
+            Ok(fd) => serve_process(fd),
+            Err(_) => usage(),
+        },
+        // The kernel passes on words of its command line that it does not know.
+        _ if std::process::id() == 1 => serve_machine(words.contains(&"host")),
+        _ => usage(),
+    }
+}
+
+fn usage() -> ExitCode {
+    console::line(USAGE);
+    ExitCode::from(2)
+}
+
+/// Serves as an ordinary process over a descriptor that the parent has passed on, until it is closed.
+fn serve_process(fd: RawFd) -> ExitCode {
+    let served = sys::inherited(fd).and_then(|fd| {
+        sys::raise_file_limit();
+        Server::new(File::from(fd), Role::Process, false, Vec::new())?.serve()
+    });
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::say(format_args!("Cannot serve on descriptor {fd}: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves as PID 1. Whatever goes wrong ends the machine with a line on the console: if PID 1 just
+/// ended, the kernel would panic, and a panic must mean one of the guest's own.
+fn serve_machine(nested_host: bool) -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| fatal(&panic.to_string())));
+    match set_up(nested_host).and_then(|mut server| server.serve().map_err(|error| error.to_string())) {
+        Ok(()) => fatal("The port is gone"),
+        Err(text) => fatal(&text),
+    }
+    ExitCode::FAILURE
+}
+
+fn set_up(nested_host: bool) -> Result<Server, String> {
+    let mut notes = boot::mount_file_systems()?;
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let nested_host = nested_host || command_line.split_whitespace().any(|word| word == ROLE_HOST);
+    sys::raise_file_limit();
+    notes.extend(boot::load_modules());
+    let mut kvm = false;
+    if nested_host {
+        notes.extend(nested_root::enter()?);
+        match nested_root::check_kvm() {
+            Ok(()) => kvm = true,
+            Err(note) => notes.push(note),
+        }
+    }
+    notes.iter().for_each(console::say);
+    let Some(port) = boot::open_port() else {
+        console::line(CONSOLE_NO_PORT);
+        return Err(boot::end_machine(Power::Off).to_string());
+    };
+    let role = if nested_host { Role::NestedHost } else { Role::Guest };
+    Server::new(port, role, kvm, notes).map_err(|error| format!("Cannot serve: {error}"))
+}
+
+/// Says why, and ends the machine; if even that fails, waits for somebody to do so.
+fn fatal(text: &str) {
+    console::line(format_args!("{CONSOLE_FATAL}{text}"));
+    console::say(boot::end_machine(Power::Off));
+    loop {
+        std::thread::park();
+    }
+}
