@@ -66,7 +66,7 @@ impl Platform {
         let new = self.events.push(event);
         if !new {
             self.merged += 1;
-            tracing::info!(
+            tracing::debug!(
                 target = ?event.target, code = event.code, merged = self.merged,
                 "Firmware event merged with one that the guest has not read yet"
             );
@@ -104,7 +104,7 @@ impl Platform {
                 if sleep_is_power_off(value) {
                     effects.push(Effect::PowerOff);
                 } else if value & SLEEP_ENABLE != 0 {
-                    tracing::warn!(value, "Guest asked for a sleep state that this machine does not have");
+                    tracing::debug!(value, "Guest asked for a sleep state that this machine does not have");
                 }
             }
             RESET if value == RESET_VALUE => effects.push(Effect::Reset),

@@ -86,7 +86,7 @@ pub(super) fn reply(dma: &Dma, unit: u32, output: Option<&[u8]>) -> Result<(), D
         let head = ReplyHead { result: RESULT_OK.into(), output_length: (output.len() as u32).into() };
         match view.write(base, &[head.as_bytes(), output].concat()) {
             Ok(()) => return Ok(()),
-            Err(error) => tracing::warn!(unit, %error, "Reply does not reach the mailbox"),
+            Err(error) => tracing::debug!(unit, %error, "Reply does not reach the mailbox"),
         }
     }
     let head = ReplyHead { result: RESULT_UNSUPPORTED.into(), output_length: 0.into() };

@@ -33,7 +33,7 @@ impl Units {
     fn eject(&self, slot: u32, effects: &mut Effects) {
         // `_STA` must be 0 when `_EJ0` returns (Linux `acpi_scan_hot_remove`), whoever lets go of the memory when.
         if self.units.remove(slot).is_some() {
-            tracing::info!(slot, "Guest ejected a unit");
+            tracing::debug!(slot, "Guest ejected a unit");
             effects.push(Effect::UnitEject { unit: slot });
         }
     }
@@ -45,12 +45,12 @@ impl Units {
             }
             Ok(_) => None,
             Err(error) => {
-                tracing::warn!(slot, %error, "Request cannot be read from the mailbox");
+                tracing::debug!(slot, %error, "Request cannot be read from the mailbox");
                 None
             }
         };
         if let Err(error) = reply(&self.dma, slot, output.as_deref()) {
-            tracing::warn!(slot, %error, "Mailbox call stays without a reply");
+            tracing::debug!(slot, %error, "Mailbox call stays without a reply");
         }
     }
 

@@ -3,6 +3,8 @@
 //! What is not said by the specification, and how it is answered here:
 //! - Input of another size than the function's is "invalid input"; so is any address outside the unit's range,
 //!   and with it every address once the unit has gone.
+//!   Linux and ndctl send these sizes exactly. (They will not for error injection: ndctl gives function 7 twenty
+//!   bytes for seventeen and function 9 eight for none, `ndctl_bus_cmd_new_err_inj` in ndctl/lib/nfit.c.)
 //! - A function that does not exist answers with the four bytes of "not supported". Another UUID or revision is
 //!   no call of this device at all; AML then returns what ACPI 6.5, 9.1.1 says about an unknown `_DSM`.
 

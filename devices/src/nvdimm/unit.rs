@@ -246,6 +246,8 @@ impl Default for UnitTable {
 
 #[cfg(test)]
 mod tests {
+    use aconite_acpi::{DimmFlags, Persistence, PmemUnit};
+
     use super::super::testing::{BASE, Memory, SIZE, unit, unit_with};
     use super::*;
 
@@ -291,6 +293,22 @@ mod tests {
         assert!(table.get(3).is_none());
         table.insert(unit().0).unwrap();
         assert!(table.get(64).is_none() && table.remove(u32::MAX).is_none());
+    }
+
+    #[test]
+    fn fit_and_unit_name_the_same_dimm_and_range() {
+        let range = aconite_acpi::AddressRange { base: BASE, size: SIZE };
+        let flags = DimmFlags::empty();
+        let pmem = PmemUnit { unit: 3, range, proximity: 1, serial: 7, flags, flush_hint: true };
+        let fit = pmem.fit(Persistence::MemoryController);
+        let unit = unit_with(&Memory::default(), |config| config.fit = fit);
+        let fit = unit.fit();
+        // SPA range at 0 (56 bytes), region map behind it; Linux `struct acpi_nfit_system_address` and
+        // `acpi_nfit_memory_map`.
+        assert_eq!(fit[32..40], unit.base().to_le_bytes());
+        assert_eq!(fit[40..48], unit.size().to_le_bytes());
+        assert_eq!(fit[56 + 4..56 + 8], unit.handle().to_le_bytes());
+        assert_eq!(fit[56 + 32..56 + 40], unit.dpa_base().to_le_bytes());
     }
 
     #[test]
