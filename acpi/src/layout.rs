@@ -50,10 +50,10 @@ pub const PCI_MMIO32_BASE: u64 = 0xD000_0000;
 /// Size of the 32-bit PCI memory window, which ends where [`PLATFORM_BASE`] begins.
 pub const PCI_MMIO32_SIZE: u64 = PLATFORM_BASE - PCI_MMIO32_BASE;
 
-/// Platform page: event, sleep, reset and panic registers ([`crate::platform`]).
+/// Platform registers ([`crate::platform`]): a page for ACPI, with events, sleep and reset, and one for pvpanic.
 pub const PLATFORM_BASE: u64 = 0xFE80_0000;
-/// Size of the platform page.
-pub const PLATFORM_SIZE: u64 = 0x1000;
+/// Size of the platform registers.
+pub const PLATFORM_SIZE: u64 = 0x2000;
 /// Registers of NFIT unit 0; unit u is [`UNIT_SIZE`] times u further.
 pub const UNIT_BASE: u64 = 0xFE81_0000;
 /// Distance between the registers of two units.

@@ -16,7 +16,10 @@ pub const SLEEP_STATUS: u64 = 0x14;
 pub const RESET: u64 = 0x18;
 /// Offset of the 8-bit pvpanic register (Linux `include/uapi/misc/pvpanic.h`): a read tells the events that
 /// are supported, a write reports events.
-pub const PVPANIC: u64 = 0x20;
+///
+/// It has a page of its own: Linux maps the registers of ACPI write-back (`acpi_os_ioremap`), and then refuses to
+/// map the same page uncached for a driver (`is_new_memtype_allowed` in arch/x86/include/asm/pgtable.h).
+pub const PVPANIC: u64 = 0x1000;
 
 /// Value that the guest writes to [`RESET`] (FADT RESET_VALUE).
 pub const RESET_VALUE: u8 = 1;

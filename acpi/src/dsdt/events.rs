@@ -15,8 +15,10 @@ use crate::platform::{EVENT, EventTarget};
 pub(super) fn append(body: &mut Body, units: u32) {
     let event = Name::new_field_name("EVNT");
     let mut dispatch = Body::default();
-    dispatch.push(&ShiftRight::new(&Local(1), &Local(0), &8u8));
-    dispatch.push(&And::new(&Local(2), &Local(0), &0xFFu8));
+    if units > 0 {
+        dispatch.push(&ShiftRight::new(&Local(1), &Local(0), &8u8));
+        dispatch.push(&And::new(&Local(2), &Local(0), &0xFFu8));
+    }
     for unit in 0..units {
         for target in [EventTarget::Container(unit), EventTarget::Root(unit), EventTarget::Dimm(unit)] {
             dispatch.push(&If::new(
