@@ -1,0 +1,557 @@
+//! One row for each form of instruction, and each special case of its own.
+
+use std::collections::HashMap;
+
+use kvm_bindings::kvm_segment;
+use proptest::prelude::*;
+
+use super::*;
+use crate::x86::xstate::{ExtendedState, XsaveLayout};
+
+const CODE: u64 = 0x10_0000;
+
+/// Guest memory by byte; what was never written reads as zero.
+#[derive(Clone, Default)]
+pub(crate) struct Memory {
+    bytes: HashMap<u64, u8>,
+}
+
+impl Memory {
+    pub(crate) fn put(&mut self, gpa: u64, bytes: &[u8]) {
+        self.bytes.extend(bytes.iter().enumerate().map(|(offset, &byte)| (gpa + offset as u64, byte)));
+    }
+}
+
+impl PhysRead for Memory {
+    fn read_u64(&self, gpa: u64) -> Option<u64> {
+        let byte = |at: u64| u64::from(self.bytes.get(&at).copied().unwrap_or(0));
+        (gpa < 1 << 30).then(|| (0..8).rev().fold(0, |word, offset| word << 8 | byte(gpa + offset)))
+    }
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+fn dwords(values: [i32; 16]) -> [u8; 64] {
+    values.map(i32::to_le_bytes).concat().try_into().unwrap()
+}
+
+fn qwords(values: [i64; 8]) -> [u8; 64] {
+    values.map(i64::to_le_bytes).concat().try_into().unwrap()
+}
+
+fn extended() -> ExtendedState {
+    let leaf = |index, size, offset, flags| kvm_bindings::kvm_cpuid_entry2 {
+        function: 0xd,
+        index,
+        eax: size,
+        ebx: offset,
+        ecx: flags,
+        ..Default::default()
+    };
+    let layout = XsaveLayout::from_cpuid(&[
+        leaf(2, 256, 576, 0),
+        leaf(5, 64, 1088, 0),
+        leaf(9, 8, 2688, 0),
+        leaf(11, 16, 0, 1),
+    ]);
+    let mut extended =
+        ExtendedState { xcr0: 7, xss: 0x800, layout, vectors: [[0; 64]; 32], masks: [0; 8], pkru: 0 };
+    extended.vectors[1] = dwords([0, 1, 2, -1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+    extended.vectors[2] = dwords([-1, 0, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    extended.vectors[3] = qwords([5, 7, 1, 2, 0, 0, 0, 0]);
+    extended.vectors[4] = qwords([-1, 0, 0, i64::MIN, 0, 0, 0, 0]);
+    extended.masks[1] = 0b1011;
+    extended
+}
+
+/// 64-bit code at CODE with an identity map of the first GiB, in user-accessible 1 GiB pages.
+pub(crate) fn guest(code: &[u8]) -> (CpuState, Memory) {
+    let mut memory = Memory::default();
+    memory.put(0x1000, &0x2007u64.to_le_bytes());
+    memory.put(0x2000, &0xe7u64.to_le_bytes());
+    memory.put(CODE, code);
+    // Selectors, descriptors and gates for the far transfers.
+    memory.put(0x5_3000, &[0x10, 0]);
+    memory.put(0x5_3004, &[0x20, 0]);
+    memory.put(0x5_4000, &[0x18, 0]);
+    memory.put(0x2_0008, &[0x33, 0]);
+    memory.put(0x2_0020, &[0x2b, 0]);
+    memory.put(0x9_0010, &hex("ffff0000009baf00"));
+    memory.put(0x9_0030, &hex("ffff0000009baf00"));
+    memory.put(0x9_1000 + 16 * 0x80, &hex("0000300000ee0000"));
+    memory.put(0x9_1000 + 16 * 3, &hex("0000300001ee0000"));
+    memory.put(0x9_2024, &0x3_0000u64.to_le_bytes());
+    // An XSAVE header for XRSTOR: AVX present, SSE and x87 in their initial state.
+    memory.put(0x6_0200, &4u64.to_le_bytes());
+    let mut state =
+        CpuState { physical_bits: 40, extended: Some(Box::new(extended())), ..Default::default() };
+    state.sregs.cr0 = 0x8005_0033;
+    state.sregs.cr3 = 0x1000;
+    state.sregs.cr4 = 0x20;
+    state.sregs.efer = 0xd01;
+    state.sregs.cs = kvm_segment { l: 1, present: 1, s: 1, type_: 11, ..Default::default() };
+    state.sregs.fs.base = 0x7_0000;
+    state.sregs.gs.base = 0x8_0000;
+    state.sregs.gdt.base = 0x9_0000;
+    state.sregs.idt.base = 0x9_1000;
+    state.sregs.tr.base = 0x9_2000;
+    let regs = &mut state.regs;
+    (regs.rax, regs.rcx, regs.rdx, regs.rbx) = (0x1_0010, 2, 0x1_2000, 0x1_1000);
+    (regs.rsp, regs.rbp, regs.rsi, regs.rdi) = (0x2_0000, 0x2_1000, 0x3_0000, 0x4_0000);
+    (regs.r8, regs.r9, regs.r10, regs.r11) = (0x5_1000, 0x5_2000, 0x5_3000, 0x5_4000);
+    (regs.r12, regs.r13, regs.r14, regs.r15) = (-1i64 as u64, 33, 0x1_ffef, 0x6_0000);
+    (regs.rip, regs.rflags) = (CODE, 2);
+    (state, memory)
+}
+
+/// The accesses after the fetch, one word for each.
+fn shown(operands: &Operands) -> String {
+    let word = |access: &Access| {
+        let letter = match access.kind {
+            AccessKind::Walk => 'W',
+            AccessKind::Fetch => 'X',
+            AccessKind::Load => 'L',
+            AccessKind::ReadModifyWrite => 'M',
+            AccessKind::CacheControl => 'C',
+            AccessKind::Prefetch => 'P',
+            AccessKind::Store => 'S',
+            AccessKind::FullLineStore => 'F',
+            AccessKind::Probe => 'B',
+        };
+        format!("{letter}{:x}+{}", access.address, access.size)
+    };
+    operands.accesses[1..].iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn list(code: &str, adjust: impl FnOnce(&mut CpuState, &mut Memory)) -> Result<Operands, Unresolved> {
+    let (mut state, mut memory) = guest(&hex(code));
+    adjust(&mut state, &mut memory);
+    operands(&state, &memory)
+}
+
+fn touches(code: &str, adjust: impl FnOnce(&mut CpuState, &mut Memory)) -> String {
+    shown(&list(code, adjust).unwrap())
+}
+
+#[test]
+fn every_form_touches_what_the_manual_says() {
+    let rows = [
+        ("mov al, [rdx]", "8a02", "L12000+1"),
+        ("mov r9, [rdx+rcx*8-0x10]", "4c8b4ccaf0", "L12000+8"),
+        ("mov rax, [rax-0x80]", "488b4080", "Lff90+8"),
+        ("mov rax, [rip+0x100]", "488b0500010000", "L100107+8"),
+        ("mov eax, gs:[0x28]", "658b042528000000", "L80028+4"),
+        ("mov rax, fs:[rcx]", "64488b01", "L70002+8"),
+        ("mov [rbx], r9w", "6644890b", "S11000+2"),
+        ("mov dword ptr [rbx+rcx*4], 5", "c7048b05000000", "S11008+4"),
+        ("movzx eax, word ptr [rdx]", "0fb702", "L12000+2"),
+        ("movsxd rax, dword ptr [rdx]", "486302", "L12000+4"),
+        ("movbe rax, [rdx]", "480f38f002", "L12000+8"),
+        ("movabs al, [0x123456]", "a05634120000000000", "L123456+1"),
+        ("movnti [rbx], rax", "480fc303", "S11000+8"),
+        ("add rax, [rdx]", "480302", "L12000+8"),
+        ("add [rbx], rax", "480103", "M11000+8"),
+        ("cmp qword ptr [rbx], 1", "48833b01", "L11000+8"),
+        ("test [rbx], al", "8403", "L11000+1"),
+        ("not byte ptr [rbx]", "f613", "M11000+1"),
+        ("neg dword ptr [rbx]", "f71b", "M11000+4"),
+        ("inc word ptr [rbx]", "66ff03", "M11000+2"),
+        ("shl qword ptr [rbx], 3", "48c12303", "M11000+8"),
+        ("imul rax, [rdx], 7", "486b0207", "L12000+8"),
+        ("mul qword ptr [rdx]", "48f722", "L12000+8"),
+        ("div dword ptr [rdx]", "f732", "L12000+4"),
+        ("xchg [rbx], rax", "488703", "M11000+8"),
+        ("lock xadd [rbx], rax", "f0480fc103", "M11000+8"),
+        ("lock cmpxchg [rbx], r9", "f04c0fb10b", "M11000+8"),
+        ("lock cmpxchg8b [rbx]", "f00fc70b", "M11000+8"),
+        ("lock cmpxchg16b [rbx]", "f0480fc70b", "M11000+16"),
+        ("cmovz rax, [rdx]", "480f4402", "L12000+8"),
+        ("setz byte ptr [rbx]", "0f9403", "S11000+1"),
+        ("lea rax, [rdx]", "488d02", ""),
+        ("nop dword ptr [rdx]", "0f1f02", ""),
+        ("popcnt rax, [rdx]", "f3480fb802", "L12000+8"),
+        ("crc32 eax, byte ptr [rdx]", "f20f38f002", "L12000+1"),
+        ("adcx rax, [rdx]", "66480f38f602", "L12000+8"),
+        ("andn rax, rbx, [rdx]", "c4e2e0f202", "L12000+8"),
+        ("mulx rax, rbx, [rdx]", "c4e2e3f602", "L12000+8"),
+        ("bt qword ptr [rbx], 65", "480fba2341", "L11000+8"),
+        ("bt [rbx], r12", "4c0fa323", "L10ff8+8"),
+        ("bts [rbx], r13d", "440fab2b", "M11004+4"),
+        ("lock btr [rbx], r14w", "66f0440fb333", "M10ffc+2"),
+        ("xlatb", "d7", "L11010+1"),
+        ("push rax", "50", "S1fff8+8"),
+        ("push qword ptr [rdx]", "ff32", "L12000+8 S1fff8+8"),
+        ("pop rax", "58", "L20000+8"),
+        ("pop qword ptr [rbx]", "8f03", "L20000+8 S11000+8"),
+        ("pop qword ptr [rsp+8]", "8f442408", "L20000+8 S20010+8"),
+        ("pushfq", "9c", "S1fff8+8"),
+        ("popfq", "9d", "L20000+8"),
+        ("call [rdx]", "ff12", "L12000+8 S1fff8+8"),
+        ("call rax", "ffd0", "S1fff8+8"),
+        ("jmp [rdx]", "ff22", "L12000+8"),
+        ("ret", "c3", "L20000+8"),
+        ("ret 16", "c21000", "L20000+8"),
+        ("leave", "c9", "L21000+8"),
+        ("enter 0x20, 0", "c8200000", "S1fff8+8 B1ffd8+1"),
+        ("enter 0, 3", "c8000003", "L20ff8+8 L20ff0+8 S1fff8+8 S1fff0+8 S1ffe8+8 S1ffe0+8 B1ffe0+1"),
+        ("movsb", "a4", "L30000+1 S40000+1"),
+        ("movsq", "48a5", "L30000+8 S40000+8"),
+        ("rep movsb", "f3a4", "L30000+1 S40000+1"),
+        ("rep movsq", "f348a5", "L30000+8 S40000+8"),
+        ("rep stosd", "f3ab", "S40000+4"),
+        ("stosb", "aa", "S40000+1"),
+        ("lodsw", "66ad", "L30000+2"),
+        ("rep lodsb", "f3ac", "L30000+1"),
+        ("scasb", "ae", "L40000+1"),
+        ("repne scasb", "f2ae", "L40000+1"),
+        ("repe cmpsb", "f3a6", "L30000+1 L40000+1"),
+        ("cmpsq", "48a7", "L30000+8 L40000+8"),
+        ("rep outsb", "f36e", "L30000+1"),
+        ("insb", "6c", "S40000+1"),
+        ("rep movsb es:[edi], ds:[esi]", "67f3a4", "L30000+1 S40000+1"),
+        ("movsb es:[rdi], fs:[rsi]", "64a4", "La0000+1 S40000+1"),
+        ("movdqu xmm0, [rdx]", "f30f6f02", "L12000+16"),
+        ("movdqa [rbx], xmm0", "660f7f03", "S11000+16"),
+        ("movntdqa xmm0, [rdx]", "660f382a02", "L12000+16"),
+        ("movntdq [rbx], xmm0", "660fe703", "S11000+16"),
+        ("movss xmm0, [rdx]", "f30f1002", "L12000+4"),
+        ("movhps [rbx], xmm0", "0f1703", "S11000+8"),
+        ("paddd xmm0, [rdx]", "660ffe02", "L12000+16"),
+        ("pshufb mm0, [rdx]", "0f380002", "L12000+8"),
+        ("pextrb [rbx], xmm0, 1", "660f3a140301", "S11000+1"),
+        ("ldmxcsr [rdx]", "0fae12", "L12000+4"),
+        ("stmxcsr [rbx]", "0fae1b", "S11000+4"),
+        ("cvtsi2sd xmm0, qword ptr [rdx]", "f2480f2a02", "L12000+8"),
+        ("vmovdqu ymm0, [rdx]", "c5fe6f02", "L12000+32"),
+        ("vmovdqu [rbx], ymm0", "c5fe7f03", "S11000+32"),
+        ("vpaddd ymm0, ymm1, [rdx]", "c5f5fe02", "L12000+32"),
+        ("vbroadcastss ymm0, [rdx]", "c4e27d1802", "L12000+4"),
+        ("vinserti128 ymm0, ymm0, [rdx], 1", "c4e37d380201", "L12000+16"),
+        ("vmovntdq [rbx], ymm0", "c5fde703", "S11000+32"),
+        ("vmovntdq [rbx], zmm0", "62f17d48e703", "F11000+64"),
+        ("vmovdqu64 zmm0, [rdx]", "62f1fe486f02", "L12000+64"),
+        ("vmovdqu64 [rbx], zmm0", "62f1fe487f03", "S11000+64"),
+        ("vpaddd zmm0, zmm1, [rdx]{1to16}", "62f17558fe02", "L12000+4"),
+        ("vmovdqu32 zmm0{k1}, [rdx]", "62f17e496f02", "L12000+8 L1200c+4"),
+        ("vmovdqu8 [rbx]{k1}, xmm0", "62f17f097f03", "S11000+2 S11003+1"),
+        ("vpaddd zmm0{k1}, zmm1, [rdx]", "62f17549fe02", "L12000+64"),
+        ("vpaddd zmm0{k2}, zmm1, [rdx]", "62f1754afe02", ""),
+        ("vmovss xmm0{k1}, [rdx]", "62f17e091002", "L12000+4"),
+        ("vpexpandd zmm0{k1}, [rdx]", "62f27d498902", "L12000+12"),
+        ("vpcompressd [rbx]{k1}, zmm0", "62f27d498b03", "S11000+12"),
+        ("vpgatherdd xmm0, [rbx+xmm1*4], xmm2", "c4e26990048b", "L11000+4 L11008+4 L10ffc+4"),
+        ("vpgatherdd zmm0{k1}, [rbx+zmm1*4]", "62f27d4990048b", "L11000+4 L11004+4 L10ffc+4"),
+        ("vpgatherqd xmm0, [rbx+ymm3*8], xmm2", "c4e26d9104db", "L11028+4 L11008+4 L11010+4"),
+        ("vpgatherdq ymm0, [rbx+xmm1*4], ymm4", "c4e2dd90048b", "L11000+8 L10ffc+8"),
+        ("vpscatterdd [rbx+zmm1*4]{k1}, zmm0", "62f27d49a0048b", "S11000+4 S11004+4 S10ffc+4"),
+        ("vmaskmovps xmm0, xmm2, [rdx]", "c4e2692c02", "L12000+4 L12008+8"),
+        ("vpmaskmovq [rbx], ymm4, ymm0", "c4e2dd8e03", "S11000+8 S11018+8"),
+        ("maskmovdqu xmm0, xmm2", "660ff7c2", "S40000+4 S40008+8"),
+        ("kmovq k1, [rdx]", "c4e1f8900a", "L12000+8"),
+        ("fld tbyte ptr [rdx]", "db2a", "L12000+10"),
+        ("fld dword ptr [rdx]", "d902", "L12000+4"),
+        ("fstp qword ptr [rbx]", "dd1b", "S11000+8"),
+        ("fbld [rdx]", "df22", "L12000+10"),
+        ("fild word ptr [rdx]", "df02", "L12000+2"),
+        ("fldcw [rdx]", "d92a", "L12000+2"),
+        ("fnstenv [rbx]", "d933", "S11000+28"),
+        ("fldenv [rdx]", "d922", "L12000+28"),
+        ("fnsave [rbx]", "dd33", "S11000+108"),
+        ("fxsave [rbx]", "0fae03", "S11000+512"),
+        ("fxrstor [rdx]", "0fae0a", "L12000+512"),
+        ("clflush [rdx]", "0fae3a", "C12000+1"),
+        ("clflushopt [rdx]", "660fae3a", "C12000+1"),
+        ("clwb [rdx]", "660fae32", "C12000+1"),
+        ("cldemote [rdx]", "0f1c02", "C12000+1"),
+        ("prefetcht0 [rdx]", "0f180a", "P12000+1"),
+        ("prefetchw [rdx]", "0f0d0a", "P12000+1"),
+        ("monitor", "0f01c8", "C10010+1"),
+        ("clzero", "0f01fc", "F10000+64"),
+        ("movdir64b rax, [rdx]", "660f38f802", "L12000+64 F10010+64"),
+        ("movdiri [rbx], rax", "480f38f903", "S11000+8"),
+        ("lgdt [rdx]", "0f0112", "L12000+10"),
+        ("sidt [rbx]", "0f010b", "S11000+10"),
+        ("invlpg [rdx]", "0f013a", ""),
+        ("invpcid rax, [rdx]", "660f388202", "L12000+16"),
+        ("mov ds, eax", "8ed8", "L90010+8"),
+        ("mov es, word ptr [r11]", "418e03", "L54000+2 L90018+8"),
+        ("mov fs, ecx", "8ee1", ""),
+        ("lss eax, [r10]", "410fb202", "L53000+6 L90020+8"),
+        ("lldt ax", "0f00d0", "L90010+16"),
+        ("ltr ax", "0f00d8", "M90010+16"),
+        ("verr ax", "0f00e0", "L90010+8"),
+        ("lar rax, rax", "480f02c0", "L90010+8"),
+        ("jmp fword ptr [r10-4]", "41ff6afc", "L52ffc+6 L90010+8"),
+        ("iretq", "48cf", "L20000+8 L20008+8 L20010+8 L20018+8 L20020+8 L90030+8 L90028+8"),
+        ("retfq", "48cb", "L20000+8 L20008+8 L90030+8 L20010+16"),
+        ("int 0x80", "cd80", "L91800+16 L90030+8 S1ffd8+40"),
+        ("int3", "cc", "L91030+16 L90030+8 L92024+8 S2ffd8+40"),
+        ("syscall", "0f05", ""),
+        ("cpuid", "0fa2", ""),
+        ("in al, dx", "ec", ""),
+        ("hlt", "f4", ""),
+    ];
+    let mut wrong = Vec::new();
+    for (text, code, expected) in rows {
+        match list(code, |_, _| {}) {
+            Ok(found) => {
+                let fetch = Access {
+                    kind: AccessKind::Fetch,
+                    address: CODE,
+                    size: code.len() as u32 / 2,
+                    implicit: false,
+                };
+                assert_eq!(found.accesses[0], fetch, "{text}");
+                assert_eq!(found.bytes.to_string(), code, "{text}");
+                if shown(&found) != expected {
+                    wrong.push(format!("{text} ({}): {} instead of {expected}", found.text(), shown(&found)));
+                }
+            }
+            Err(error) => wrong.push(format!("{text}: {:?}", error.reason)),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn xsave_areas_follow_the_masks_and_the_layout() {
+    let all = |state: &mut CpuState| (state.regs.rax, state.regs.rdx) = (u64::MAX, u64::MAX);
+    let legacy = "11000+24 S11018+8 S11020+128 S110a0+256";
+    let row = |code: &str| touches(code, |state, _| all(state));
+    assert_eq!(row("0fae23"), format!("M11200+8 S{legacy} S11240+256"), "xsave [rbx]");
+    assert_eq!(row("0fae33"), format!("M11200+8 S{legacy} S11240+256"), "xsaveopt [rbx]");
+    assert_eq!(row("0fc723"), format!("S{legacy} S11200+16 S11240+256"), "xsavec [rbx]");
+    assert_eq!(
+        row("0fc72b"),
+        format!("S{legacy} S11200+16 S11240+256 S11340+16"),
+        "xsaves [rbx] with XSS bit 11"
+    );
+    assert_eq!(touches("0fae23", |state, _| state.regs.rax = 0), "M11200+8", "nothing requested");
+    let sse = |state: &mut CpuState, _: &mut Memory| (state.regs.rax, state.regs.rdx) = (2, 0);
+    assert_eq!(touches("0fae23", sse), "M11200+8 S11018+8 S110a0+256");
+    assert_eq!(
+        list("0fae23", |state, _| state.extended = None).unwrap_err().reason,
+        Reason::NeedsExtendedState
+    );
+}
+
+#[test]
+fn xrstor_reads_what_the_header_says_is_present() {
+    let all = |state: &mut CpuState| (state.regs.rax, state.regs.rdx) = (u64::MAX, u64::MAX);
+    let row = |code: &str, present: u64, format: u64| {
+        touches(code, |state, memory| {
+            all(state);
+            memory.put(0x6_0200, &present.to_le_bytes());
+            memory.put(0x6_0208, &format.to_le_bytes());
+        })
+    };
+    assert_eq!(row("410fae2f", 4, 0), "L60200+64 L60018+8 L60240+256", "xrstor [r15]: MXCSR goes with AVX");
+    assert_eq!(row("410fae2f", 1, 0), "L60200+64 L60000+24 L60018+8 L60020+128");
+    assert_eq!(row("410fae2f", 2, 1 << 63 | 6), "L60200+64 L60018+8 L600a0+256", "compacted");
+    let shadow = 1 << 11;
+    assert_eq!(row("410fc71f", shadow, 1 << 63 | shadow), "L60200+64 L60240+16", "xrstors [r15]");
+    assert_eq!(row("410fc71f", 4, 0), "L60200+64", "xrstors refuses the standard format");
+}
+
+#[test]
+fn repeated_strings_report_one_element_and_what_is_left() {
+    let rep = list("f3a4", |state, _| state.regs.rcx = 0x1000).unwrap();
+    assert_eq!(
+        rep.repeat,
+        Some(Repeat {
+            operation: StringOperation::Move,
+            count: 0x1000,
+            element: 1,
+            backwards: false,
+            address_size: 8,
+            source: Some(0x3_0000),
+            destination: Some(0x4_0000),
+        })
+    );
+    let none = list("f348a5", |state, _| (state.regs.rcx, state.regs.rflags) = (0, 0x402)).unwrap();
+    assert_eq!(shown(&none), "", "with a count of zero nothing is touched");
+    assert!(none.repeat.is_some_and(|repeat| repeat.backwards && repeat.element == 8));
+    let narrow = list("67f3a4", |state, _| state.regs.rcx = 0xff_0000_0003).unwrap();
+    assert_eq!(narrow.repeat.map(|repeat| (repeat.count, repeat.address_size)), Some((3, 4)));
+    assert_eq!(list("a4", |_, _| {}).unwrap().repeat, None);
+    assert_eq!(list("f30f1000", |_, _| {}).unwrap().repeat, None, "movss has the prefix and is no string");
+}
+
+#[test]
+fn stores_of_a_whole_line_need_the_whole_line() {
+    assert_eq!(touches("0f01fc", |state, _| state.regs.rax = 0x1_003f), "F10000+64", "clzero aligns down");
+    assert_eq!(touches("670f01fc", |state, _| state.regs.rax = 0xf_0001_0000), "F10000+64", "by EAX");
+}
+
+#[test]
+fn a_call_gate_adds_the_code_segment_behind_it() {
+    let gate = |_: &mut CpuState, memory: &mut Memory| memory.put(0x9_0010, &hex("0000300000ec0000"));
+    assert_eq!(touches("41ff6afc", gate), "L52ffc+6 L90010+16 L90030+8");
+}
+
+#[test]
+fn null_selectors_and_the_ldt() {
+    assert_eq!(touches("8ed8", |state, _| state.regs.rax = 3), "", "mov ds, eax: null");
+    let local =
+        |state: &mut CpuState, _: &mut Memory| (state.regs.rax, state.sregs.ldt.base) = (0x17, 0x9_3000);
+    assert_eq!(touches("8ed8", local), "L93010+8");
+}
+
+#[test]
+fn segments_count_outside_64_bit_mode() {
+    let protected = |state: &mut CpuState, memory: &mut Memory| {
+        state.sregs.efer = 0;
+        state.sregs.cr0 = 1;
+        state.sregs.cs = kvm_segment { db: 1, base: 0x1000, ..Default::default() };
+        state.sregs.ds.base = 0xffff_f000;
+        state.sregs.ss.base = 0x100;
+        state.regs.rip = CODE - 0x1000;
+        state.regs.rbx = 0x2000;
+        memory.put(CODE, &hex("8b03"));
+    };
+    assert_eq!(touches("8b03", protected), "L1000+4", "mov eax, [ebx] wraps at 4 GiB");
+    assert_eq!(
+        touches("50", |state, memory| {
+            protected(state, memory);
+            memory.put(CODE, &[0x50, 0]);
+        }),
+        "S200fc+4",
+        "push eax"
+    );
+    let real = |state: &mut CpuState, _: &mut Memory| {
+        state.sregs.efer = 0;
+        state.sregs.cr0 = 0;
+        state.sregs.cs = kvm_segment { base: 0xf_0000, ..Default::default() };
+        state.sregs.ds.base = 0x2_0000;
+        (state.regs.rip, state.regs.rbx, state.regs.rsi) = (0, 0xfff0, 0x20);
+    };
+    let at_zero = |state: &mut CpuState, memory: &mut Memory| {
+        real(state, memory);
+        memory.put(0xf_0000, &hex("8a00"));
+    };
+    assert_eq!(touches("", at_zero), "L20010+1", "mov al, [bx+si] wraps within the segment");
+}
+
+#[test]
+fn the_instruction_may_run_into_a_page_that_is_missing() {
+    let split = |second: u64| {
+        move |state: &mut CpuState, memory: &mut Memory| {
+            // 4 KiB pages for the code at the end of page 0x100 and in page 0x101.
+            memory.put(0x2000, &0x3007u64.to_le_bytes());
+            memory.put(0x3000, &0x4007u64.to_le_bytes());
+            memory.put(0x4000 + 8 * 0x100, &0x10_0007u64.to_le_bytes());
+            memory.put(0x4000 + 8 * 0x101, &second.to_le_bytes());
+            memory.put(0x10_0ffe, &hex("488b"));
+            memory.put(0x20_0000, &[0x02]);
+            state.regs.rip = 0x10_0ffe;
+        }
+    };
+    assert_eq!(touches("", split(0x20_0007)), "L12000+8", "mov rax, [rdx] across two frames");
+    let missing = list("", split(0)).unwrap_err();
+    let why = crate::x86::walk::NotTranslated::NotPresent { level: 1 };
+    assert_eq!(missing.reason, Reason::FetchNotTranslated { linear: 0x10_1000, why });
+    assert_eq!(missing.accesses[0].size, 2);
+    let forbidden = list("", split(0x20_0007 | 1 << 63)).unwrap_err();
+    assert_eq!(forbidden.reason, Reason::FetchForbidden { linear: 0x10_1000 });
+    let absent = list("", split(0xff_0000_0007)).unwrap_err();
+    assert_eq!(absent.reason, Reason::NoCode { gpa: 0xff_0000_0000 });
+    let short = list("", |state, memory| {
+        split(0)(state, memory);
+        memory.put(0x10_0ffe, &[0x90]);
+    });
+    assert!(short.is_ok(), "an instruction that ends in time does not need the next page");
+}
+
+#[test]
+fn bytes_that_are_no_instruction_are_named() {
+    assert_eq!(list("06", |_, _| {}).unwrap_err().reason, Reason::Undecodable, "push es in 64-bit mode");
+    let prefixes = list(&"66".repeat(20), |_, _| {}).unwrap_err();
+    assert_eq!(prefixes.reason, Reason::Undecodable);
+    assert_eq!(prefixes.bytes.as_slice().len(), 15);
+    assert_eq!(list("0f01d8", |_, _| {}).unwrap_err().reason, Reason::NotModelled, "vmrun");
+}
+
+#[test]
+fn hazards() {
+    use StepHazard::*;
+    for (code, hazard) in [
+        ("90", None),
+        ("9c", PushesFlags),
+        ("9d", PopsFlags),
+        ("48cf", ReturnsFromInterrupt),
+        ("0f05", SystemCall),
+        ("480f07", ReturnsFromSystemCall),
+        ("0f34", SystemEnter),
+        ("cd80", SoftwareInterrupt),
+        ("cc", SoftwareInterrupt),
+        ("f1", SoftwareInterrupt),
+        ("8ed0", LoadsStackSegment),
+        ("8ed8", None),
+        ("f4", Halts),
+        ("ec", LeavesToMonitor),
+        ("f36e", LeavesToMonitor),
+        ("0f30", LeavesToMonitor),
+        ("0f0b", Faults),
+        ("c7f800000000", Transaction),
+    ] {
+        assert_eq!(list(code, |_, _| {}).unwrap().hazard, hazard, "{code}");
+    }
+}
+
+#[test]
+fn deliveries_switch_stacks_as_the_tables_say() {
+    let (mut state, mut memory) = guest(&[]);
+    memory.put(0x9_1000 + 16 * 14, &hex("0000300000ee0000"));
+    memory.put(0x9_2004, &0x7_0008u64.to_le_bytes());
+    let shown = |state: &CpuState, memory: &Memory| {
+        let event = Delivery { vector: 14, error_code: true };
+        delivery_accesses(state, memory, event)
+            .iter()
+            .map(|access| (access.address, access.size))
+            .collect::<Vec<_>>()
+    };
+    let kernel = shown(&state, &memory);
+    assert_eq!(kernel, [(0x9_10e0, 16), (0x9_0030, 8), (0x1_ffd0, 48)]);
+    state.sregs.ss.dpl = 3;
+    let user = shown(&state, &memory);
+    assert_eq!(user, [(0x9_10e0, 16), (0x9_0030, 8), (0x9_2004, 8), (0x6_ffd0, 48)]);
+    memory.put(0x9_10e4, &[7]);
+    memory.put(0x9_2054, &0x8_0000u64.to_le_bytes());
+    assert_eq!(shown(&state, &memory)[2..], [(0x9_2054, 8), (0x7_ffd0, 48)]);
+    memory.put(0x9_10e5, &[0]);
+    assert_eq!(shown(&state, &memory).len(), 1, "no gate, no frame");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #[test]
+    fn no_bytes_and_no_registers_make_it_panic(
+        code in prop::collection::vec(any::<u8>(), 15),
+        registers in prop::array::uniform16(any::<u64>()),
+        mode in 0..4u8,
+        supplied in any::<bool>(),
+    ) {
+        let (mut state, memory) = guest(&code);
+        if !supplied {
+            state.extended = Option::None;
+        }
+        match mode {
+            0 => {}
+            1 => (state.sregs.efer, state.sregs.cr0, state.sregs.cs.db) = (0, 1, 1),
+            2 => (state.sregs.efer, state.sregs.cr0) = (0, 0),
+            _ => (state.sregs.cs.l, state.sregs.cs.db) = (0, 1),
+        }
+        let r = registers;
+        let regs = &mut state.regs;
+        (regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp) = (r[0], r[1], r[2], r[3], r[4], r[5]);
+        (regs.rsi, regs.rdi, regs.r8, regs.r9, regs.r10, regs.r11) = (r[6], r[7], r[8], r[9], r[10], r[11]);
+        (regs.r12, regs.r13, regs.r14, regs.r15) = (r[12], r[13], r[14], r[15]);
+        if let Ok(found) = operands(&state, &memory) {
+            prop_assert!(!found.text().is_empty());
+            prop_assert!(found.accesses.iter().all(|access| access.size > 0));
+            crate::x86::physical::physical_accesses(&state, &memory, &found.accesses);
+        }
+    }
+}
