@@ -16,3 +16,4 @@ pub mod platform;
 pub mod pm_timer;
 pub mod rtc;
 pub mod serial;
+pub mod virtio;

@@ -12,6 +12,10 @@ use crate::bus::{Bus, DeviceId, Effect};
 const ECAM: u64 = 0xc000_0000;
 const LOW: (u64, u64) = (0xd000_0000, 0x2e80_0000);
 const HIGH: (u64, u64) = (0x80_0000_0000, 0x10_0000_0000);
+fn windows() -> BarWindows {
+    BarWindows { low: LOW.0..LOW.0 + LOW.1, high: HIGH.0..HIGH.0 + HIGH.1 }
+}
+
 const ENDPOINT: Identity = Identity {
     vendor: 0x1af4,
     device: 0x1050,
@@ -225,7 +229,7 @@ fn firmware_places_bars_aligned_and_apart() {
         let id = DeviceId(device.into());
         machine.root.insert(None, DevFn::new(device, 0), id, Endpoint::shared()).unwrap();
     }
-    assign_bars(&machine.root, BarWindows { low: LOW, high: HIGH }).unwrap();
+    assign_bars(&machine.root, windows()).unwrap();
     let mut ranges: Vec<BarRange> = Vec::new();
     for device in 1..4 {
         assert_eq!(machine.root.decoded(), ranges, "decoding stays off");
@@ -238,7 +242,7 @@ fn firmware_places_bars_aligned_and_apart() {
     }
     assert!(ranges.iter().all(|range| range.base % range.size == 0 && range.base >= HIGH.0));
     let before = ranges.clone();
-    assign_bars(&machine.root, BarWindows { low: LOW, high: HIGH }).unwrap();
+    assign_bars(&machine.root, windows()).unwrap();
     assert_eq!(machine.root.decoded(), before, "what has an address keeps it");
 }
 
@@ -246,7 +250,7 @@ fn firmware_places_bars_aligned_and_apart() {
 fn a_full_window_names_the_bar() {
     let machine = Machine::new();
     machine.root.insert(None, DevFn::new(1, 0), DeviceId(1), Endpoint::shared()).unwrap();
-    let windows = BarWindows { low: LOW, high: (0x1_0000, 0x8000) };
+    let windows = BarWindows { high: 0x1_0000..0x1_8000, ..windows() };
     let error = assign_bars(&machine.root, windows).unwrap_err();
     assert_eq!(error, PciError::WindowFull { devfn: DevFn::new(1, 0), bar: 2, size: 0x1_0000 });
 }

@@ -5,6 +5,8 @@
 //! decoding stays off: Linux switches it on when a driver takes the function, and off and on again for sizing if it
 //! finds it on.
 
+use std::ops::Range;
+
 use super::{DevFn, PciError, PciRoot};
 use crate::bus::{DeviceId, Effects, lock};
 
@@ -12,13 +14,13 @@ const HEADER_TYPE: u16 = 0x0e;
 const BAR0: u16 = 0x10;
 const TYPE0_BARS: u8 = 6;
 
-/// Where BARs may be put: first address and length in bytes of each window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Where BARs may be put: the host bridge's memory windows.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BarWindows {
     /// Below 4 GiB, for 32-bit BARs.
-    pub low: (u64, u64),
+    pub low: Range<u64>,
     /// For 64-bit BARs.
-    pub high: (u64, u64),
+    pub high: Range<u64>,
 }
 
 /// Gives every unassigned memory BAR on the root bus of `root` an aligned address, in the order of the slots.
@@ -65,8 +67,8 @@ struct Cursor {
 }
 
 impl Cursor {
-    fn new((base, size): (u64, u64)) -> Self {
-        Self { next: base, end: base.saturating_add(size) }
+    fn new(window: Range<u64>) -> Self {
+        Self { next: window.start, end: window.end }
     }
 
     fn take(&mut self, size: u64) -> Option<u64> {
