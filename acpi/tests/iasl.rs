@@ -474,6 +474,24 @@ fn a_root_call_fills_the_mailbox_and_returns_what_the_model_wrote() {
 }
 
 #[test]
+fn long_input_and_output_go_through_whole() {
+    // acpiexec takes no longer command lines.
+    let bytes: Vec<String> = (0..136u8).map(|byte| format!("{:02X}", byte.wrapping_mul(7))).collect();
+    let dsm = format!("evaluate \\_SB.NV00.NVDR._DSM {ROOT_UUID} 1 7 [({})]", bytes.join(" "));
+    let text = execute(
+        &[("\\_SB_.NV00.OLEN", 200)],
+        &[&dsm, "evaluate \\_SB.NV00.ILEN", "evaluate \\_SB.NV00.IBUF", "evaluate \\_SB.NV00.NVDR._FIT"],
+    );
+    clean(&text);
+    assert_eq!(integer(&text, "\\_SB.NV00.ILEN"), [136]);
+    let input = &values(&text, "\\_SB.NV00.IBUF")[0];
+    for (row, bytes) in bytes.chunks(16).enumerate() {
+        assert!(input.contains(&format!("{:04X}: {} ", 16 * row, bytes.join(" "))), "row {row}: {input}");
+    }
+    assert!(values(&text, "\\_SB.NV00.NVDR._FIT")[0].starts_with("[Buffer] Length C8"));
+}
+
+#[test]
 fn calls_take_any_kind_of_argument() {
     for (argument, length) in [("[(01 02 03)]", 3), ("[7]", 0), ("7", 0), ("(01 02 03)", 0)] {
         let dsm = format!("evaluate \\_SB.NV00.NVDR.D000._DSM (01 02) 2 1 {argument}");

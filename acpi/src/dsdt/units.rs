@@ -5,9 +5,9 @@
 //! below an ACPI0004 container whose `_STA` is 0, and cannot remove part of what one root device has.
 
 use acpi_tables::aml::{
-    Acquire, Arg, BufferData, DeRefOf, Device, Equal, Field, FieldAccessType, FieldEntry, FieldLockRule,
-    FieldUpdateRule, GreaterThan, If, Index, Local, Method, MethodCall, Mid, Mutex, Name, ONE, ObjectType,
-    OpRegion, OpRegionSpace, Path, Release, Return, SizeOf, Store, Uuid, ZERO,
+    Acquire, Arg, BufferData, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, GreaterThan, If, Index, Local, Method, MethodCall, Mid, Mutex, Name, ONE,
+    ObjectType, OpRegion, OpRegionSpace, Path, Release, Return, SizeOf, Store, Uuid, ZERO,
 };
 
 use super::Body;
@@ -19,6 +19,9 @@ const ROOT_DSM_UUID: &str = "2f10e7a4-9e91-11e4-89d3-123b93f75cba";
 /// ObjectType of a buffer and of a package (ACPI 6.5, table 19.26).
 const TYPE_BUFFER: u8 = 3;
 const TYPE_PACKAGE: u8 = 4;
+/// Input and output up to this size go through fields of this size. An interpreter moves a field as a whole, one
+/// access after the other, and nearly all calls are short.
+const SHORT_PAYLOAD: u64 = 128;
 
 /// Absolute path of a target of firmware events.
 pub(super) fn path(target: EventTarget) -> String {
@@ -92,13 +95,34 @@ fn mailbox_fields(unit: u32) -> Body {
             FieldEntry::Named(*b"REVI", 32),
             FieldEntry::Named(*b"FUNC", 32),
             FieldEntry::Named(*b"ILEN", 32),
-            FieldEntry::Named(*b"IBUF", 8 * mailbox::INPUT_MAX as usize),
+            FieldEntry::Reserved(8 * mailbox::INPUT_MAX as usize),
             FieldEntry::Named(*b"RSLT", 32),
             FieldEntry::Named(*b"OLEN", 32),
-            FieldEntry::Named(*b"OBUF", 8 * mailbox::OUTPUT_MAX as usize),
         ],
     ));
+    body.push(&payload_field(*b"IBUF", mailbox::INPUT_MAX, *b"OBUF", mailbox::OUTPUT_MAX));
+    body.push(&payload_field(*b"ISHO", SHORT_PAYLOAD, *b"OSHO", SHORT_PAYLOAD));
     body
+}
+
+/// Fields over the first bytes of input and output.
+fn payload_field(input: [u8; 4], input_size: u64, output: [u8; 4], output_size: u64) -> Field {
+    const {
+        assert!(mailbox::INPUT.is_multiple_of(8) && mailbox::OUTPUT.is_multiple_of(8));
+        assert!(mailbox::INPUT_MAX.is_multiple_of(8) && mailbox::OUTPUT_MAX.is_multiple_of(8));
+    };
+    Field::new(
+        "MBOX".into(),
+        FieldAccessType::QWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![
+            FieldEntry::Reserved(8 * mailbox::INPUT as usize),
+            FieldEntry::Named(input, 8 * input_size as usize),
+            FieldEntry::Reserved(8 * (mailbox::OUTPUT - mailbox::INPUT - input_size) as usize),
+            FieldEntry::Named(output, 8 * output_size as usize),
+        ],
+    )
 }
 
 /// `MCAL (call, UUID, revision, function, arguments)`: one call through the mailbox.
@@ -142,7 +166,11 @@ fn mailbox_call() -> Body {
             &Store::new(&field("FUNC"), &function),
             &Store::new(&field("ILEN"), &length),
             // A short buffer fills the rest of the field with zeros, a long one is cut.
-            &If::new(&GreaterThan::new(&length, &ZERO), vec![&Store::new(&field("IBUF"), &input)]),
+            &If::new(&GreaterThan::new(&length, &SHORT_PAYLOAD), vec![&Store::new(&field("IBUF"), &input)]),
+            &Else::new(vec![&If::new(
+                &GreaterThan::new(&length, &ZERO),
+                vec![&Store::new(&field("ISHO"), &input)],
+            )]),
             &Store::new(&field("DBEL"), &call),
             &Store::new(&output, &empty()),
             &If::new(
@@ -153,7 +181,11 @@ fn mailbox_call() -> Body {
                         &GreaterThan::new(&length, &output_max),
                         vec![&Store::new(&length, &output_max)],
                     ),
-                    &Store::new(&Local(4), &field("OBUF")),
+                    &If::new(
+                        &GreaterThan::new(&length, &SHORT_PAYLOAD),
+                        vec![&Store::new(&Local(4), &field("OBUF"))],
+                    ),
+                    &Else::new(vec![&Store::new(&Local(4), &field("OSHO"))]),
                     &Mid::new(&Local(4), &ZERO, &length, &output),
                 ],
             ),
