@@ -1,69 +1,33 @@
-//! What ACPICA makes of the tables: `iasl` decodes every one of them, and the fields it names are compared with
-//! the description; it compiles its own decoding back; and `acpiexec` runs the DSDT's methods.
-//!
-//! `ACONITE_IASL` and `ACONITE_ACPIEXEC` name the programs, should they be neither in `PATH` nor among the fetched
-//! material.
+//! What iasl makes of the tables: it decodes every one of them, and the fields it names are compared with the
+//! description; and it compiles its own decoding back.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 use aconite_acpi::layout::{
     ECAM_BASE, FLUSH_BASE, FLUSH_SIZE, IOAPIC_BASE, LAPIC_BASE, MAX_UNITS, PLATFORM_BASE, PM_TIMER_PORT,
     TABLES_BASE, mailbox_base, unit_base,
 };
-use aconite_acpi::platform::{
-    Call, EventTarget, FirmwareEvent, RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, device_handle, unit,
-};
+use aconite_acpi::platform::{RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, device_handle};
 use aconite_acpi::{
     AddressRange, Description, DimmFlags, MemoryRange, Persistence, PmemUnit, Processor, Tables, UnitSlot,
 };
+use common::{program, run};
 
+mod common;
 #[path = "../src/sample.rs"]
 mod sample;
 
-/// A program of Debian's acpica-tools: the one that a variable names, or that `cargo xtask fetch` has unpacked
-/// with the libraries and the loader it needs, or that is installed.
-fn program(name: &str, variable: &str) -> Command {
-    let command = || {
-        if let Some(path) = std::env::var_os(variable) {
-            return Command::new(path);
-        }
-        let tools =
-            std::env::var_os("ACONITE_MATERIAL").map(|material| Path::new(&material).join("tools/usr"));
-        if let Some(tools) = tools.filter(|tools| tools.join("bin").join(name).is_file()) {
-            let mut command = Command::new(tools.join("lib64/ld-linux-x86-64.so.2"));
-            command
-                .arg("--library-path")
-                .arg(tools.join("lib/x86_64-linux-gnu"))
-                .arg(tools.join("bin").join(name));
-            return command;
-        }
-        Command::new(name)
-    };
-    if let Err(error) = command().arg("-v").output() {
-        panic!(
-            "{name} cannot be started: {error}. Install the package acpica-tools, name the program in {variable}, \
-             or run the tests by cargo xtask test, which fetches it"
-        );
-    }
-    command()
-}
-
-/// Runs a program in a directory and gives back all it printed.
-fn run(mut command: Command, directory: &Path, arguments: &[&str]) -> (bool, String) {
-    let output = command.current_dir(directory).args(arguments).output().expect("the program runs");
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
 /// The tables of a description, in files that iasl has decoded.
 struct Decoded {
+    /// Holds `NAME.aml` and `NAME.dsl` of each table.
     directory: tempfile::TempDir,
+    /// The tables.
     tables: Tables,
 }
 
 impl Decoded {
+    /// Builds, writes and decodes the tables.
     fn new(description: &Description) -> Self {
         let directory = tempfile::tempdir().expect("a directory");
         let tables = Tables::build(description).expect("tables");
@@ -77,6 +41,7 @@ impl Decoded {
         Self { directory, tables }
     }
 
+    /// A file of the directory.
     fn path(&self, file: &str) -> PathBuf {
         self.directory.path().join(file)
     }
@@ -178,9 +143,9 @@ fn each_machine(test: impl Fn(&Description, &Decoded)) {
 fn headers_and_pointers() {
     each_machine(|_, decoded| {
         for placed in decoded.tables.iter().filter(|placed| placed.table.name() != "DSDT") {
-            let fields = decoded.fields(&placed.table.name());
-            assert_eq!(fields.one("", "Table Length"), placed.table.bytes().len() as u64);
-            assert_eq!(fields.texts("", "Oem ID"), ["\"ACONIT\""]);
+            let header = decoded.fields(&placed.table.name());
+            assert_eq!(header.one("", "Table Length"), placed.table.bytes().len() as u64);
+            assert_eq!(header.texts("", "Oem ID"), ["\"ACONIT\""]);
         }
         let xsdt = decoded.fields("XSDT");
         for placed in decoded.tables.iter().filter(|p| !["DSDT", "XSDT"].contains(&&*p.table.name())) {
@@ -373,184 +338,4 @@ fn dsdt_has_the_devices_of_the_description() {
             None => assert_eq!(count("QWordMemory"), 0),
         }
     });
-}
-
-/// Runs debugger commands on the DSDT of the sample; `fields` are preset as if hardware had written them.
-fn execute(fields: &[(&str, u64)], commands: &[&str]) -> String {
-    let decoded = Decoded::new(&sample::sample());
-    let lines: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {value:#x}\n")).collect();
-    std::fs::write(decoded.path("fields"), lines.concat()).expect("written");
-    let commands = commands.join(";");
-    let arguments = ["-r", "-to", "1", "-fi", "fields", "-b", &commands, "DSDT.aml"];
-    let (ok, text) = run(program("acpiexec", "ACONITE_ACPIEXEC"), decoded.directory.path(), &arguments);
-    assert!(ok, "{text}");
-    text
-}
-
-/// Values that acpiexec says evaluations of an object returned.
-fn values(text: &str, object: &str) -> Vec<String> {
-    let start = format!("Evaluation of {object} returned object");
-    let mut lines = text.lines();
-    let mut values = Vec::new();
-    while let Some(line) = lines.next() {
-        if line.starts_with(&start) {
-            let value: Vec<&str> =
-                lines.by_ref().take_while(|line| !line.is_empty()).map(str::trim).collect();
-            values.push(value.join(" "));
-        }
-    }
-    assert!(!values.is_empty(), "acpiexec shows no value of {object}: {text}");
-    values
-}
-
-fn integer(text: &str, object: &str) -> Vec<u64> {
-    let number = |value: &String| {
-        let digits = value.strip_prefix("[Integer] = ").expect("an integer");
-        u64::from_str_radix(digits, 16).expect("a hexadecimal number")
-    };
-    values(text, object).iter().map(number).collect()
-}
-
-/// UUID of the NVDIMM root device's `_DSM`, as bytes for acpiexec.
-const ROOT_UUID: &str = "(A4 E7 10 2F 91 9E E4 11 89 D3 12 3B 93 F7 5C BA)";
-
-/// The interpreter has complained of nothing. That acpiexec leaks memory of its own at its end (20250404) is no
-/// complaint.
-fn clean(text: &str) {
-    let complaint = |line: &&str| {
-        (line.contains("ACPI Error") || line.contains("ACPI Warning")) && !line.contains("Outstanding")
-    };
-    assert_eq!(text.lines().find(complaint), None, "{text}");
-}
-
-#[test]
-fn status_and_eject_reach_the_registers() {
-    let text = execute(
-        &[("\\_SB_.NV01.STAT", unit::STATUS_PRESENT.into())],
-        &[
-            "evaluate \\_SB.NV00._STA",
-            "evaluate \\_SB.NV01._STA",
-            "evaluate \\_SB.NV01.NVDR._STA",
-            "evaluate \\_SB.NV01._EJ0 1",
-            "evaluate \\_SB.NV01.EJCT",
-        ],
-    );
-    clean(&text);
-    assert_eq!(integer(&text, "\\_SB.NV00._STA"), [0]);
-    assert_eq!(integer(&text, "\\_SB.NV01._STA"), [0xF]);
-    assert_eq!(integer(&text, "\\_SB.NV01.NVDR._STA"), [0xF]);
-    assert_eq!(integer(&text, "\\_SB.NV01.EJCT"), [1]);
-}
-
-#[test]
-fn a_root_call_fills_the_mailbox_and_returns_what_the_model_wrote() {
-    let dsm = format!("evaluate \\_SB.NV01.NVDR._DSM {ROOT_UUID} 1 4 [(11 22 33 44 55 66 77 88 99)]");
-    let text = execute(
-        &[("\\_SB_.NV01.OLEN", 5), ("\\_SB_.NV01.RSLT", 0)],
-        &[
-            &dsm,
-            "evaluate \\_SB.NV01.CODE",
-            "evaluate \\_SB.NV01.UUID",
-            "evaluate \\_SB.NV01.REVI",
-            "evaluate \\_SB.NV01.FUNC",
-            "evaluate \\_SB.NV01.ILEN",
-            "evaluate \\_SB.NV01.IBUF",
-            "evaluate \\_SB.NV01.DBEL",
-            "evaluate \\_SB.NV00.CODE",
-        ],
-    );
-    clean(&text);
-    let value = |field: &str| integer(&text, &format!("\\_SB.NV01.{field}"))[0];
-    assert_eq!(value("CODE"), Call::RootDsm.code().into());
-    assert_eq!(value("DBEL"), Call::RootDsm.code().into());
-    assert_eq!((value("REVI"), value("FUNC"), value("ILEN")), (1, 4, 9));
-    let uuid = &values(&text, "\\_SB.NV01.UUID")[0];
-    assert!(uuid.contains("A4 E7 10 2F 91 9E E4 11 89 D3 12 3B 93 F7 5C BA"), "{uuid}");
-    let input = &values(&text, "\\_SB.NV01.IBUF")[0];
-    assert!(input.contains("0000: 11 22 33 44 55 66 77 88 99 00 00"), "{input}");
-    let output = &values(&text, "\\_SB.NV01.NVDR._DSM")[0];
-    assert!(output.starts_with("[Buffer] Length 05"), "{output}");
-    assert_eq!(integer(&text, "\\_SB.NV00.CODE"), [0], "the mailbox of another unit");
-}
-
-#[test]
-fn long_input_and_output_go_through_whole() {
-    // acpiexec takes no longer command lines.
-    let bytes: Vec<String> = (0..136u8).map(|byte| format!("{:02X}", byte.wrapping_mul(7))).collect();
-    let dsm = format!("evaluate \\_SB.NV00.NVDR._DSM {ROOT_UUID} 1 7 [({})]", bytes.join(" "));
-    let text = execute(
-        &[("\\_SB_.NV00.OLEN", 200)],
-        &[&dsm, "evaluate \\_SB.NV00.ILEN", "evaluate \\_SB.NV00.IBUF", "evaluate \\_SB.NV00.NVDR._FIT"],
-    );
-    clean(&text);
-    assert_eq!(integer(&text, "\\_SB.NV00.ILEN"), [136]);
-    let input = &values(&text, "\\_SB.NV00.IBUF")[0];
-    for (row, bytes) in bytes.chunks(16).enumerate() {
-        assert!(input.contains(&format!("{:04X}: {} ", 16 * row, bytes.join(" "))), "row {row}: {input}");
-    }
-    assert!(values(&text, "\\_SB.NV00.NVDR._FIT")[0].starts_with("[Buffer] Length C8"));
-}
-
-#[test]
-fn calls_take_any_kind_of_argument() {
-    for (argument, length) in [("[(01 02 03)]", 3), ("[7]", 0), ("7", 0), ("(01 02 03)", 0)] {
-        let dsm = format!("evaluate \\_SB.NV00.NVDR.D000._DSM (01 02) 2 1 {argument}");
-        let text = execute(
-            &[("\\_SB_.NV00.OLEN", 4)],
-            &[&dsm, "evaluate \\_SB.NV00.ILEN", "evaluate \\_SB.NV00.CODE"],
-        );
-        assert_eq!(text.lines().find(|line| line.contains("Aborting")), None, "{argument}: {text}");
-        assert_eq!(integer(&text, "\\_SB.NV00.ILEN"), [length], "{argument}");
-        assert_eq!(integer(&text, "\\_SB.NV00.CODE"), [Call::DimmDsm.code().into()], "{argument}");
-    }
-}
-
-#[test]
-fn an_output_length_beyond_the_mailbox_is_cut() {
-    let text = execute(&[("\\_SB_.NV00.OLEN", 0xFFFF_FFFF)], &["evaluate \\_SB.NV00.NVDR._FIT"]);
-    clean(&text);
-    let output = &values(&text, "\\_SB.NV00.NVDR._FIT")[0];
-    assert!(output.starts_with("[Buffer] Length FF8"), "{output}");
-}
-
-#[test]
-fn unknown_calls_return_what_acpi_wants() {
-    let root = format!("evaluate \\_SB.NV00.NVDR._DSM {ROOT_UUID} 1 4 [7]");
-    let text = execute(
-        &[("\\_SB_.NV00.RSLT", 1), ("\\_SB_.NV00.OLEN", 16)],
-        &[
-            &root,
-            "evaluate \\_SB.NV00.NVDR._DSM (01 02) 1 0 [7]",
-            "evaluate \\_SB.NV00.NVDR._FIT",
-            "evaluate \\_SB.NV00.CODE",
-        ],
-    );
-    clean(&text);
-    for result in values(&text, "\\_SB.NV00.NVDR._DSM") {
-        assert!(result.starts_with("[Buffer] Length 01 =     0000: 00 "), "{result}");
-    }
-    assert!(values(&text, "\\_SB.NV00.NVDR._FIT")[0].starts_with("[Buffer] Length 00"));
-    assert_eq!(integer(&text, "\\_SB.NV00.CODE"), [Call::Fit.code().into()]);
-}
-
-#[test]
-fn firmware_events_notify_their_targets() {
-    let targets = [
-        (EventTarget::Container(1), 0x01, "NV01"),
-        (EventTarget::Root(0), 0x81, "NVDR"),
-        (EventTarget::Dimm(2), 0x81, "D000"),
-    ];
-    for (target, code, name) in targets {
-        let event = FirmwareEvent { target, code };
-        // The register never runs empty here, so that acpiexec ends the loop when its time is over.
-        let text = execute(&[("\\_SB_.GED_.EVNT", event.encode().into())], &["evaluate \\_SB.GED._EVT 9"]);
-        let notified = text.lines().find(|line| line.contains("Notify on")).unwrap_or_default();
-        assert!(notified.contains(&format!("[{name}]")), "{notified}");
-        assert!(notified.contains(&format!("Value 0x{code:02X}")), "{notified}");
-    }
-}
-
-#[test]
-fn the_event_method_ends_when_nothing_is_left() {
-    clean(&execute(&[], &["evaluate \\_SB.GED._EVT 9"]));
 }
