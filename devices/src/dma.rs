@@ -12,8 +12,11 @@ use thiserror::Error;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryBackend,
-    GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap, Permissions, bitmap::BS,
+    GuestMemoryError, GuestMemoryLoadGuard, GuestMemoryMmap, GuestMemoryRegion, Permissions, bitmap::BS,
 };
+
+/// The protection bit of a host map that allows writing (`PROT_WRITE`, mmap(2)).
+const PROT_WRITE: i32 = 2;
 
 /// What is poisoned, as a device must see it.
 pub trait PoisonView: Send + Sync {
@@ -51,6 +54,14 @@ pub enum DmaError {
         len: u64,
         /// The first poisoned line.
         line: u64,
+    },
+    /// The range is memory that nobody may write.
+    #[error("Device write to {gpa:#x}+{len:#x} hits read-only memory: the driver must choose another buffer")]
+    ReadOnly {
+        /// First address.
+        gpa: u64,
+        /// Length in bytes.
+        len: u64,
     },
     /// The map accepted the range and yet did not transfer it.
     #[error("Device access to {gpa:#x}+{len:#x} failed: see the cause")]
@@ -135,6 +146,21 @@ impl DmaView {
         }
     }
 
+    /// As [`DmaView::check`], and all of the range may be written.
+    ///
+    /// # Errors
+    /// As [`DmaView::check`], and [`DmaError::ReadOnly`].
+    pub fn check_writable(&self, gpa: u64, len: u64) -> Result<(), DmaError> {
+        self.check(gpa, len)?;
+        let Some(length) = len.checked_sub(1) else { return Ok(()) };
+        // A write through a read-only map would kill the monitor, so it is decided here.
+        let read_only = self.memory.iter().any(|region| {
+            let (first, last) = (region.start_addr().0, region.last_addr().0);
+            region.prot() & PROT_WRITE == 0 && first <= gpa + length && gpa <= last
+        });
+        if read_only { Err(DmaError::ReadOnly { gpa, len }) } else { Ok(()) }
+    }
+
     /// Reads `[gpa, gpa + data.len())`, all of it or nothing.
     ///
     /// # Errors
@@ -155,12 +181,16 @@ impl DmaView {
     /// [`DmaError`]; memory is then unchanged, except after [`DmaError::Memory`].
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), DmaError> {
         let len = data.len() as u64;
-        self.check(gpa, len)?;
+        self.check_writable(gpa, len)?;
         self.memory.write_slice(data, GuestAddress(gpa)).map_err(|source| DmaError::Memory {
             gpa,
             len,
             source,
         })
+    }
+
+    fn check_access(&self, gpa: u64, len: u64, access: Permissions) -> Result<(), DmaError> {
+        if access.has_write() { self.check_writable(gpa, len) } else { self.check(gpa, len) }
     }
 
     /// Reads one value at `gpa`.
@@ -194,17 +224,17 @@ impl GuestMemory for DmaView {
     type PhysicalMemory = GuestMemoryMmap;
     type Bitmap = ();
 
-    fn check_range(&self, addr: GuestAddress, count: usize, _access: Permissions) -> bool {
-        self.check(addr.0, count as u64).is_ok()
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+        self.check_access(addr.0, count as u64, access).is_ok()
     }
 
     fn get_slices<'a>(
         &'a self,
         addr: GuestAddress,
         count: usize,
-        _access: Permissions,
+        access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
-        self.check(addr.0, count as u64).map_err(|error| match error {
+        self.check_access(addr.0, count as u64, access).map_err(|error| match error {
             DmaError::OutOfRange { .. } => GuestMemoryError::InvalidGuestAddress(addr),
             other => GuestMemoryError::IOError(std::io::Error::other(other)),
         })?;
@@ -244,6 +274,8 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;
+
+    use vm_memory::{GuestRegionMmap, MmapRegion};
 
     use super::testing::dma;
     use super::*;
@@ -294,6 +326,29 @@ mod tests {
         assert!(view.write_slice(&[0; 0x80], GuestAddress(0)).is_err());
         assert!(view.load::<u32>(GuestAddress(0xffe), Ordering::Acquire).is_err());
         assert!(!view.check_range(GuestAddress(0x30), 0x20, Permissions::Read));
+    }
+
+    #[test]
+    fn read_only_memory_is_never_written() {
+        const PROT_READ: i32 = 1;
+        const ANONYMOUS_PRIVATE: i32 = 0x22;
+        let map = MmapRegion::build(None, 0x1000, PROT_READ, ANONYMOUS_PRIVATE).unwrap();
+        let region = |gpa, map| GuestRegionMmap::new(map, GuestAddress(gpa)).unwrap();
+        let memory = GuestMemoryMmap::from_regions(vec![
+            region(0, MmapRegion::new(0x1000).unwrap()),
+            region(0x1000, map),
+        ])
+        .unwrap();
+        let dma = Dma::new(GuestMemoryAtomic::new(memory), Arc::new(NoPoison));
+        dma.read(0xffe, &mut [0; 4]).unwrap();
+        for gpa in [0xffe, 0x1000, 0x1ffc] {
+            assert!(matches!(dma.write(gpa, &[1; 4]), Err(DmaError::ReadOnly { .. })), "{gpa:#x}");
+        }
+        dma.write(0xffc, &[1; 4]).unwrap();
+        dma.write(0x1000, &[]).unwrap();
+        let view = dma.view();
+        assert!(view.store(1u16, GuestAddress(0x1000), Ordering::Relaxed).is_err());
+        assert!(view.load::<u16>(GuestAddress(0x1000), Ordering::Relaxed).is_ok());
     }
 
     #[test]

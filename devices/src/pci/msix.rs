@@ -69,11 +69,6 @@ impl Msix {
         self.table.len() as u16
     }
 
-    /// Whether the guest has switched MSI-X on.
-    pub fn enabled(&self) -> bool {
-        self.enabled
-    }
-
     /// Takes over the control register after a write to configuration space; messages that this unmasks go out.
     pub fn config_written(&mut self, space: &ConfigSpace) {
         let control = space.u16(usize::from(self.capability) + 2);
@@ -128,17 +123,6 @@ impl Msix {
                 bits | u8::from(self.pending.get(vector).copied().unwrap_or(false)) << bit
             });
         }
-    }
-
-    /// Back to the state after power-on: everything masked, nothing pending. The caller resets the capability.
-    pub fn reset(&mut self) {
-        for entry in &mut self.table {
-            *entry = [0; MSIX_ENTRY_SIZE as usize];
-            entry[ENTRY_CONTROL] = ENTRY_MASKED;
-        }
-        self.pending.fill(false);
-        self.enabled = false;
-        self.all_masked = false;
     }
 
     fn locate(&self, offset: u64, index: usize) -> Option<(usize, usize)> {

@@ -114,7 +114,7 @@ impl PciRoot {
         self.read().nodes.iter().map(|node| (node.id, node.parent, node.devfn)).collect()
     }
 
-    /// The ranges of memory that are decoded now: device, BAR, address and size.
+    /// The ranges of memory that are decoded and reachable now, ascending.
     pub fn decoded(&self) -> Vec<BarRange> {
         self.read().routes.iter().map(|route| route.range).collect()
     }
