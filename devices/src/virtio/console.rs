@@ -2,7 +2,7 @@
 //!
 //! Each port is a byte stream between the guest and the host, with a bounded ring in either direction. When the
 //! host does not read, the device stops taking the guest's buffers and the guest's writer blocks; when the guest
-//! does not read, [`Console::port_write`] accepts nothing more.
+//! does not read, [`VirtioPci::port_write`] accepts nothing more.
 //!
 //! No port is announced as a console (VIRTIO_CONSOLE_CONSOLE_PORT), so port 0 is as good as any other. Linux names
 //! the character devices `/dev/vport<device>p<port>` and gives each port's name in

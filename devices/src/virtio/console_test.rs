@@ -1,7 +1,11 @@
+use std::sync::{Arc, Mutex};
+
 use proptest::prelude::*;
 
 use super::super::testing::{BUFFERS, Driver, NEEDS_RESET, STATUS, VERSION_1};
 use super::*;
+use crate::bus::{Bus, DeviceId, Effect, lock};
+use crate::pci::{BarWindows, DevFn, ECAM_BUS_SIZE, Ecam, PciRoot, PciWindow, assign_bars};
 
 const NAMES: [&str; 2] = ["org.aconite.agent", "org.aconite.log"];
 
@@ -255,6 +259,32 @@ fn a_reset_starts_over() {
     assert!(!guest.driver.function.device().port_open(0));
     assert_eq!(guest.driver.function.device().control.len(), 0);
     assert_eq!(guest.write(0, b"nobody"), 0);
+}
+
+/// The whole way from the machine's memory bus: configuration window, BAR placed by firmware, notification.
+#[test]
+fn a_console_is_reached_through_the_bus() {
+    let (ecam, low, high) = (0xc000_0000u64, 0xd000_0000u64..0xfe80_0000, 0x80_0000_0000u64..0x90_0000_0000);
+    let function = Arc::new(Mutex::new(Guest::new().driver.function));
+    let root = PciRoot::new();
+    root.insert(None, DevFn::new(1, 0), DeviceId(7), function.clone()).unwrap();
+    assign_bars(&root, BarWindows { low, high: high.clone() }).unwrap();
+    let mut bus = Bus::new();
+    bus.insert("ecam", ecam, 256 * ECAM_BUS_SIZE, Arc::new(Mutex::new(Ecam::new(root.clone())))).unwrap();
+    let window = PciWindow::new(root, high.start);
+    bus.insert("pci64", high.start, high.end - high.start, Arc::new(Mutex::new(window))).unwrap();
+    let mut effects = Effects::new();
+    let mut id = [0; 4];
+    bus.read(ecam + 0x8000, &mut id);
+    assert_eq!(id, [0xf4, 0x1a, 0x43, 0x10]);
+    bus.write(ecam + 0x8004, &[6, 0], &mut effects);
+    drop(effects.drain());
+    let mut queues = [0; 2];
+    bus.read(high.start + 0x12, &mut queues);
+    assert_eq!(queues, [6, 0]);
+    assert_eq!(lock(&function).notify_address(3), Some(high.start + 0x500c));
+    bus.write(high.start + 0x500c, &[3, 0], &mut effects);
+    assert_eq!(effects.as_slice(), [Effect::QueueNotify { device: DeviceId(7), queue: 3 }]);
 }
 
 proptest! {
