@@ -29,7 +29,7 @@ pub use self::error::{ConfigError, Warning, nearest};
 pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};
 pub use self::keyvalue::KeyValues;
-pub use self::pmem::{Channel, Place, Pmem, PmemSource, Via};
+pub use self::pmem::{Channel, Place, Pmem, PmemKeys, PmemSource, Via};
 pub use self::validate::{MAX_CPUS, MAX_UNITS, validate_insert};
 use crate::units::{GIB, Size, TimeSpan};
 

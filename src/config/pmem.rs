@@ -36,7 +36,7 @@ pub enum Via {
 }
 
 /// How the device can be removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Channel {
     /// Through the ACPI0004 container around it (`_STA` and Notify).
@@ -185,6 +185,17 @@ impl Pmem {
         };
         list.finish(&KEYS)?;
         Self::from_keys(option, keys)
+    }
+
+    /// The same device with its file named from the root: the monitor may have another working directory than the
+    /// one in which the request was typed.
+    pub fn absolute(mut self) -> Self {
+        if let PmemSource::File { path, .. } = &mut self.source
+            && let Ok(whole) = std::path::absolute(&path)
+        {
+            *path = whole;
+        }
+        self
     }
 
     fn from_keys(option: &str, keys: PmemKeys) -> Result<Self, ConfigError> {

@@ -1,0 +1,220 @@
+//! A machine for tests: it keeps its devices in a list and does at once what it is told.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::Executor;
+use crate::command::{
+    ClearedBy, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MemoryDevice,
+    MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared, PoisonState, RemoveMode,
+    Reply, round_ranges,
+};
+use crate::config::{Channel, PmemSource, Via};
+use crate::units::{ByteRange, GIB};
+
+/// The granularity of the fake's poison.
+pub const GRANULARITY: u64 = 4096;
+
+/// The fake.
+pub struct FakeMachine {
+    bus: EventBus,
+    state: Mutex<State>,
+}
+
+struct State {
+    devices: Vec<(MemoryDevice, Vec<ByteRange>)>,
+    operations: Vec<Operation>,
+    quit: bool,
+}
+
+impl FakeMachine {
+    /// A machine with one device, `p0`, of 1 GiB.
+    pub fn new(bus: EventBus) -> Self {
+        let devices = vec![(device("p0", 0x1_4000_0000, GIB), Vec::new())];
+        let state = State { devices, operations: Vec::new(), quit: false };
+        Self { bus, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was told to quit.
+    pub fn has_quit(&self) -> bool {
+        self.lock().quit
+    }
+
+    /// Ends operation `number` some time later, as a guest would.
+    fn finish_later(&self, number: u64, error: Option<Error>) {
+        let bus = self.bus.clone();
+        let operation = &mut self.lock().operations[number as usize - 1];
+        // The fake's operation is over for whoever asks; the event that says so comes later.
+        operation.state = if error.is_some() { OperationState::Failed } else { OperationState::Done };
+        operation.error.clone_from(&error);
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            bus.publish(Event::OperationFinished { operation: number, error });
+        });
+    }
+}
+
+fn device(id: &str, gpa: u64, size: u64) -> MemoryDevice {
+    MemoryDevice {
+        id: id.to_owned(),
+        kind: MemoryKind::Pmem,
+        state: MemoryState::Present,
+        gpa: gpa.into(),
+        size,
+        via: Via::Nfit,
+        channel: Channel::Container,
+        no_channel_because: None,
+        node: 1,
+        readonly: false,
+        file: None,
+        poisoned: 0,
+        stale_accesses: 0,
+    }
+}
+
+impl State {
+    fn find(&mut self, id: &str) -> Result<&mut (MemoryDevice, Vec<ByteRange>), Error> {
+        let known: Vec<String> = self.devices.iter().map(|(device, _)| device.id.clone()).collect();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let error = Error::no_such_device(id, &known);
+        self.devices.iter_mut().find(|(device, _)| device.id == id).ok_or(error)
+    }
+
+    fn begin(&mut self, kind: &str, device: &str, mode: Option<RemoveMode>) -> Operation {
+        let operation = Operation {
+            operation: self.operations.len() as u64 + 1,
+            kind: kind.to_owned(),
+            device: device.to_owned(),
+            state: OperationState::Running,
+            mode,
+            channel: Some(Channel::Container),
+            error: None,
+        };
+        self.operations.push(operation.clone());
+        operation
+    }
+}
+
+impl Executor for FakeMachine {
+    fn execute(&self, command: Command) -> Result<Reply, Error> {
+        let mut state = self.lock();
+        Ok(match command {
+            Command::MachineInfo => Reply::Machine(MachineInfo {
+                state: MachineState::Running,
+                version: "0.1.0".to_owned(),
+                pid: 1,
+                kernel: "vmlinuz".to_owned(),
+                kernel_version: Some("6.12.95".to_owned()),
+                vcpus: 2,
+                memory: GIB,
+                host: "kvm".to_owned(),
+                agent: true,
+                free_slots: 4,
+                uptime_ns: self.bus.elapsed_ns(),
+            }),
+            Command::ListMemory => {
+                Reply::MemoryList(state.devices.iter().map(|(device, _)| device.clone()).collect())
+            }
+            Command::ShowMemory { device } => Reply::Memory(state.find(&device)?.0.clone()),
+            Command::PoisonAdd { device, ranges } => {
+                let (found, poison) = state.find(&device)?;
+                let armed = round_ranges(&device, &ranges, found.size, GRANULARITY)?;
+                poison.extend(&armed);
+                found.poisoned = poison.iter().map(|range| range.length).sum();
+                self.bus.publish(Event::PoisonAdded { device: device.clone(), ranges: armed.clone() });
+                let rounded = armed != ranges;
+                Reply::PoisonAdded(PoisonAdded {
+                    device,
+                    requested: ranges,
+                    armed,
+                    granularity: GRANULARITY,
+                    rounded,
+                })
+            }
+            Command::PoisonList { device } => {
+                let (found, poison) = state.find(&device)?;
+                Reply::PoisonList(PoisonState {
+                    device,
+                    ranges: poison.clone(),
+                    granularity: GRANULARITY,
+                    bytes: found.poisoned,
+                })
+            }
+            Command::PoisonClear { device, ranges } => {
+                let (found, poison) = state.find(&device)?;
+                let requested = ranges.unwrap_or_else(|| vec![ByteRange::new(0, found.size)]);
+                let cleared = std::mem::take(poison);
+                found.poisoned = 0;
+                self.bus.publish(Event::PoisonCleared {
+                    device: device.clone(),
+                    ranges: cleared.clone(),
+                    by: ClearedBy::Request,
+                });
+                Reply::PoisonCleared(PoisonCleared {
+                    device,
+                    requested,
+                    cleared,
+                    granularity: GRANULARITY,
+                    note: PoisonCleared::GUEST_KEEPS_ITS_LIST.to_owned(),
+                })
+            }
+            Command::Notify { device, kind } => {
+                state.find(&device)?;
+                self.bus.publish(Event::NotifySent { device, kind });
+                Reply::Done
+            }
+            Command::Remove { device, mode, .. } => {
+                state.find(&device)?.0.state = MemoryState::Departed;
+                let operation = state.begin("remove", &device, Some(mode));
+                drop(state);
+                // An orderly removal is refused by this guest.
+                let error = (mode == RemoveMode::Eject).then(|| {
+                    Error::new(ErrorCode::NotSupported, "The guest does not let go", "try --surprise")
+                });
+                if device == "p0" {
+                    self.finish_later(operation.operation, error);
+                }
+                Reply::Operation(operation)
+            }
+            Command::Insert { pmem } => {
+                let size = match &pmem.source {
+                    PmemSource::Memory(size) | PmemSource::File { size: Some(size), .. } => size.bytes(),
+                    PmemSource::File { size: None, .. } => GIB,
+                };
+                if state.find(&pmem.id).is_ok() {
+                    let message = format!("There is a device {:?} already", pmem.id);
+                    return Err(Error::new(ErrorCode::IdInUse, message, "give another id="));
+                }
+                state.devices.push((device(&pmem.id, 0x2_0000_0000, size), Vec::new()));
+                Reply::Operation(state.begin("insert", &pmem.id, None))
+            }
+            Command::ShowOperation { operation } => {
+                match state.operations.get((operation as usize).wrapping_sub(1)) {
+                    Some(found) => Reply::Operation(found.clone()),
+                    None => {
+                        let message = format!("There is no operation {operation}");
+                        return Err(Error::new(
+                            ErrorCode::NoSuchOperation,
+                            message,
+                            "give one that was begun",
+                        ));
+                    }
+                }
+            }
+            Command::Pause | Command::Resume => Reply::Done,
+            Command::Quit => {
+                state.quit = true;
+                Reply::Done
+            }
+        })
+    }
+
+    fn events(&self) -> &EventBus {
+        &self.bus
+    }
+}

@@ -1,0 +1,246 @@
+//! Tests of the way from a request to what it means.
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn action(method: &str, target: &str, body: &str) -> Action {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    resolve(method, path, query, body.as_bytes()).unwrap_or_else(|refusal| panic!("{}", refusal.error)).1
+}
+
+fn refused(method: &str, target: &str, body: &str) -> (ErrorCode, String) {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let error = resolve(method, path, query, body.as_bytes()).unwrap_err().error;
+    (error.code, error.to_string())
+}
+
+#[test]
+fn every_route_leads_to_its_command() {
+    let device = || "p0".to_owned();
+    let cases = [
+        ("GET", "/v1/machine", "", Command::MachineInfo),
+        ("GET", "/v1/memory", "", Command::ListMemory),
+        ("GET", "/v1/memory/p0", "", Command::ShowMemory { device: device() }),
+        ("GET", "/v1/memory/%700/poison", "", Command::PoisonList { device: device() }),
+        (
+            "POST",
+            "/v1/memory/p0/poison",
+            r#"{"ranges": [{"offset": "0x200040", "length": 64}, {"offset": 4096, "length": 1}]}"#,
+            Command::PoisonAdd {
+                device: device(),
+                ranges: vec![ByteRange::new(0x200040, 64), ByteRange::new(4096, 1)],
+            },
+        ),
+        ("DELETE", "/v1/memory/p0/poison", "", Command::PoisonClear { device: device(), ranges: None }),
+        (
+            "DELETE",
+            "/v1/memory/p0/poison?range=0x1000+64&range=0%2b1",
+            "",
+            Command::PoisonClear {
+                device: device(),
+                ranges: Some(vec![ByteRange::new(4096, 64), ByteRange::new(0, 1)]),
+            },
+        ),
+        (
+            "POST",
+            "/v1/memory/p0/notify",
+            r#"{"kind": "uncorrectable"}"#,
+            Command::Notify { device: device(), kind: NotifyKind::Uncorrectable },
+        ),
+        (
+            "DELETE",
+            "/v1/memory/p0?mode=surprise",
+            "",
+            Command::Remove { device: device(), mode: RemoveMode::Surprise, via: None },
+        ),
+        (
+            "DELETE",
+            "/v1/memory/p0?mode=eject&via=container",
+            "",
+            Command::Remove { device: device(), mode: RemoveMode::Eject, via: Some(Channel::Container) },
+        ),
+        ("GET", "/v1/operations/7", "", Command::ShowOperation { operation: 7 }),
+        ("POST", "/v1/pause", "", Command::Pause),
+        ("POST", "/v1/resume", "", Command::Resume),
+        ("POST", "/v1/quit", "", Command::Quit),
+        (
+            "POST",
+            "/v1/memory",
+            r#"{"id": "p1", "size": "1G", "at": "p0"}"#,
+            Command::Insert { pmem: Pmem::parse("pmem", "id=p1,size=1G,at=p0").unwrap() },
+        ),
+    ];
+    for (method, target, body, command) in cases {
+        assert_eq!(action(method, target, body), Action::Execute(command), "{method} {target}");
+    }
+    assert_eq!(
+        action("GET", "/v1/operations/7?wait=10s", ""),
+        Action::Wait { operation: 7, patience: "10s".parse().unwrap() }
+    );
+    assert_eq!(action("GET", "/v1/events?since=5&follow=1", ""), Action::Stream { since: 5, follow: true });
+    assert_eq!(action("GET", "/v1/openapi.json", ""), Action::Document);
+}
+
+#[test]
+fn every_mistake_has_its_code_and_words() {
+    let cases = [
+        (
+            "GET",
+            "/v2/machine",
+            "",
+            ErrorCode::NoSuchRoute,
+            "There is nothing under \"/v2/machine\"; see /v1/openapi.json for what can be asked",
+        ),
+        (
+            "GET",
+            "/v1/memory/",
+            "",
+            ErrorCode::NoSuchRoute,
+            "There is nothing under \"/v1/memory/\"; see /v1/openapi.json for what can be asked",
+        ),
+        (
+            "PUT",
+            "/v1/memory/p0",
+            "",
+            ErrorCode::MethodNotAllowed,
+            "/v1/memory/p0 cannot be asked with PUT; use GET, DELETE",
+        ),
+        (
+            "DELETE",
+            "/v1/memory/p0",
+            "",
+            ErrorCode::BadParameter,
+            "Parameter mode is missing; give mode=surprise or eject",
+        ),
+        (
+            "DELETE",
+            "/v1/memory/p0?mode=gently",
+            "",
+            ErrorCode::BadParameter,
+            "Parameter mode: \"gently\" is not known; give surprise or eject",
+        ),
+        (
+            "DELETE",
+            "/v1/memory/p0?mod=surprise",
+            "",
+            ErrorCode::BadParameter,
+            "There is no parameter \"mod\" of DELETE /v1/memory/{id}; did you mean \"mode\"? Known: mode, via",
+        ),
+        (
+            "DELETE",
+            "/v1/memory/p0?mode=eject&mode=eject",
+            "",
+            ErrorCode::BadParameter,
+            "Parameter mode is given twice; give it once",
+        ),
+        (
+            "GET",
+            "/v1/machine?x=1",
+            "",
+            ErrorCode::BadParameter,
+            "There is no parameter \"x\" of GET /v1/machine; leave it out: there are no parameters here",
+        ),
+        (
+            "GET",
+            "/v1/machine",
+            "{}",
+            ErrorCode::BadParameter,
+            "GET /v1/machine takes no body; send it without one",
+        ),
+        (
+            "DELETE",
+            "/v1/memory/p0/poison?range=x",
+            "",
+            ErrorCode::BadParameter,
+            "Parameter range: \"x\" is not a number; write it in decimal or as 0x and hexadecimal digits, such as 0x200040",
+        ),
+        (
+            "GET",
+            "/v1/operations/x",
+            "",
+            ErrorCode::NoSuchOperation,
+            "There is no operation \"x\"; give the number that the request was answered with",
+        ),
+        (
+            "GET",
+            "/v1/operations/1?wait=long",
+            "",
+            ErrorCode::BadParameter,
+            "Parameter wait: \"long\" is not a time; write seconds or a number with ms, s, m or h, such as 90s or 5m",
+        ),
+        (
+            "GET",
+            "/v1/events?since=-1",
+            "",
+            ErrorCode::BadParameter,
+            "Parameter since: \"-1\" is no number; give that of an event, or 0",
+        ),
+        (
+            "GET",
+            "/v1/events?follow=maybe",
+            "",
+            ErrorCode::BadParameter,
+            "Parameter follow: \"maybe\" is no switch; give 1 or 0",
+        ),
+        (
+            "POST",
+            "/v1/memory/p0/poison",
+            "",
+            ErrorCode::BadJson,
+            "The request has no body; send a JSON object; see /v1/openapi.json",
+        ),
+        (
+            "POST",
+            "/v1/memory/p0/poison",
+            "{",
+            ErrorCode::BadJson,
+            "The body is no JSON: EOF while parsing an object at line 1 column 1; send one JSON object",
+        ),
+        (
+            "POST",
+            "/v1/memory/p0/poison",
+            "{\"ranges\": []}",
+            ErrorCode::BadParameter,
+            "The list \"ranges\" is empty; name at least one range, such as {\"offset\": \"0x200040\", \"length\": 64}",
+        ),
+        (
+            "POST",
+            "/v1/memory/p0/poison",
+            "{\"ranges\": [{\"offset\": -1, \"length\": 1}]}",
+            ErrorCode::BadJson,
+            "The body does not fit this route: invalid value: integer `-1`, expected an address such as \"0x200040\" or a number of at least 0 at line 1 column 25; see /v1/openapi.json for its shape",
+        ),
+        (
+            "POST",
+            "/v1/memory",
+            "{\"size\": \"1G\", \"via\": \"virtio\"}",
+            ErrorCode::NotImplemented,
+            "Wrong pmem via virtio: this is not implemented in this version; give via=nfit or leave it out",
+        ),
+        (
+            "POST",
+            "/v1/memory",
+            "{\"size\": \"1000\"}",
+            ErrorCode::InvalidConfig,
+            "Wrong pmem: size 1000: Linux maps persistent memory only in multiples of 2M; give 2M",
+        ),
+    ];
+    for (method, target, body, code, words) in cases {
+        assert_eq!(refused(method, target, body), (code, words.to_owned()), "{method} {target} {body}");
+    }
+    let deep = "[".repeat(100_000);
+    assert_eq!(refused("POST", "/v1/memory/p0/poison", &deep).0, ErrorCode::BadJson);
+}
+
+proptest! {
+    #[test]
+    fn no_request_makes_it_panic(
+        method in "GET|POST|DELETE",
+        path in "(/v1/(memory|operations|events)(/[%a-z0-9]{0,4}(/poison|/notify)?)?)|\\PC{0,20}",
+        query in "((mode|range|since|follow|wait)=[%+a-z0-9]{0,6}&?){0,3}",
+        body in "\\PC{0,40}",
+    ) {
+        let _ = resolve(&method, &path, &query, body.as_bytes());
+    }
+}
