@@ -6,6 +6,12 @@
 //! [`aconite_agent::protocol`].
 
 pub mod client;
+mod cpio;
+mod elf;
+pub mod initramfs;
+pub mod kernel_image;
+mod libraries;
+pub mod modules;
 pub mod process;
 
 /// The agent: a static program for x86-64 Linux, PID 1 of a guest.
