@@ -52,7 +52,7 @@ pub enum Error {
         /// The number that the unit in it has.
         given: u32,
     },
-    /// A proximity domain beyond what a byte of the SLIT's index can reach in a table of reasonable size.
+    /// A proximity domain above 255. SLIT is a square with a byte per pair of domains: 64 KiB at this bound.
     #[error("Proximity domain {0} is above 255: number the domains from 0 without gaps")]
     ProximityTooLarge(u32),
     /// Tables that do not fit their range.

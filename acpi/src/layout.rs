@@ -3,7 +3,7 @@
 //! Everything that does not depend on the amount of RAM or on the guest's address width has one address on
 //! every machine, so that AML, boot code and device models agree without asking each other. What does depend
 //! on them (RAM above 4 GiB, pmem slots, the 64-bit PCI window) is computed by the monitor and handed to
-//! the table builder in a description.
+//! [`crate::Tables::build`] in a [`crate::Description`].
 //!
 //! All addresses and sizes are in bytes.
 
