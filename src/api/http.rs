@@ -47,6 +47,8 @@ pub struct RequestReader<'a> {
     stream: &'a UnixStream,
     limits: Limits,
     buffer: Vec<u8>,
+    /// The read timeout that the socket has, to save a system call where it stays the same.
+    timeout: Option<Duration>,
 }
 
 /// What the head says about the rest.
@@ -60,7 +62,7 @@ struct Head {
 impl<'a> RequestReader<'a> {
     /// A reader of `stream`.
     pub fn new(stream: &'a UnixStream, limits: Limits) -> Self {
-        Self { stream, limits, buffer: Vec::new() }
+        Self { stream, limits, buffer: Vec::new(), timeout: None }
     }
 
     /// The next request.
@@ -112,7 +114,11 @@ impl<'a> RequestReader<'a> {
 
     fn fill(&mut self, timeout: Duration) -> io::Result<usize> {
         // A timeout of zero would mean none at all.
-        self.stream.set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
+        let timeout = Some(timeout.max(Duration::from_millis(1)));
+        if self.timeout != timeout {
+            self.stream.set_read_timeout(timeout)?;
+            self.timeout = timeout;
+        }
         let mut chunk = [0; CHUNK];
         loop {
             let mut stream = self.stream;
@@ -308,6 +314,11 @@ impl Response {
         let mut body = json!({"seq": seq, "error": error}).to_string().into_bytes();
         body.push(b'\n');
         Self { status: error.code.http_status(), body, seq, allow: None }
+    }
+
+    /// The reply to a request whose method is `method`: `HEAD` is answered without a body (RFC 9110, 9.3.2).
+    pub fn for_method(self, method: &str) -> Self {
+        if method == "HEAD" { Self { body: Vec::new(), ..self } } else { self }
     }
 
     /// Writes the reply; `close` tells the client that no other will follow.

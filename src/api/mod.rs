@@ -18,6 +18,7 @@
 mod client;
 mod http;
 mod openapi;
+mod request;
 pub mod routes;
 mod server;
 mod socket;

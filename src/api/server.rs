@@ -14,7 +14,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::http::{ReadError, RequestReader, Response};
-use super::routes::{self, Action};
+use super::request;
+use super::routes::Action;
 use super::socket::{Socket, SocketError};
 use super::{Executor, Limits, openapi, stream};
 use crate::command::{Command, Error, ErrorCode, Event, Next, Operation, OperationState, Reply};
@@ -219,8 +220,8 @@ fn serve(shared: &Shared, stream: &UnixStream) {
         return;
     }
     loop {
-        let request = match reader.read() {
-            Ok(request) => request,
+        let message = match reader.read() {
+            Ok(message) => message,
             Err(ReadError::Closed) => return,
             Err(ReadError::Refused(error)) => {
                 let response = Response::error(shared.executor.events().last(), &error);
@@ -231,11 +232,11 @@ fn serve(shared: &Shared, stream: &UnixStream) {
             }
         };
         let seq = shared.executor.events().last();
-        let close = !request.keep_alive || shared.stopping();
-        let response = match routes::resolve(&request.method, &request.path, &request.query, &request.body) {
+        let close = !message.keep_alive || shared.stopping();
+        let response = match request::resolve(&message.method, &message.path, &message.query, &message.body) {
             Err(refusal) => Response { allow: refusal.allow, ..Response::error(seq, &refusal.error) },
             Ok((_, Action::Stream { since, follow })) => {
-                if !stream::send(shared, stream, &request, seq, since, follow) || close {
+                if !stream::send(shared, stream, &message, seq, since, follow) || close {
                     return;
                 }
                 continue;
@@ -245,7 +246,7 @@ fn serve(shared: &Shared, stream: &UnixStream) {
                 Err(error) => Response::error(seq, &error),
             },
         };
-        if response.write(stream, close).is_err() || close {
+        if response.for_method(&message.method).write(stream, close).is_err() || close {
             return;
         }
     }
@@ -260,7 +261,7 @@ fn answer(shared: &Shared, stream: &UnixStream, action: Action, seq: u64) -> Res
         // Streams are sent by the caller.
         Action::Stream { .. } => Reply::Done,
     };
-    let mut text = routes::reply_json(reply, seq)?.to_string().into_bytes();
+    let mut text = request::reply_json(reply, seq)?.to_string().into_bytes();
     text.push(b'\n');
     Ok(text)
 }

@@ -127,6 +127,15 @@ fn refusals_have_code_message_and_remedy() {
 }
 
 #[test]
+fn head_is_answered_without_a_body() {
+    let fixture = Fixture::new();
+    let text = fixture
+        .raw(b"HEAD /v1/machine HTTP/1.1\r\n\r\nGET /v1/machine HTTP/1.1\r\nConnection: close\r\n\r\n");
+    let (head, machine) = text.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 405 ") && machine.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+}
+
+#[test]
 fn malformed_json() {
     let fixture = Fixture::new();
     let text = fixture.raw(

@@ -143,4 +143,11 @@ fn failures_have_their_status_and_words() {
     for (line, status, words) in cases {
         assert_eq!(run_ctl(&path, line), Err((status, words.to_owned())), "{line}");
     }
+
+    let cli = Cli::try_parse_from(["aconite", "ctl", "--json", "-s", path.to_str().unwrap(), "memory", "p9"]);
+    let Action::Ctl(args) = cli.unwrap().action else { panic!("ctl was expected") };
+    let mut output = Vec::new();
+    assert_eq!(ctl(&args, &mut output).unwrap_err().exit_status(), 1);
+    let printed: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    assert_eq!(printed["error"]["code"], "no_such_device");
 }

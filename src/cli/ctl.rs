@@ -183,52 +183,65 @@ impl CtlError {
     }
 }
 
-/// Asks what `args` say and prints the reply to `output`.
+/// Asks what `args` say and prints the reply to `output`; with `--json` a refusal is printed there too.
 ///
 /// # Errors
 /// See [`CtlError`]; its [`CtlError::exit_status`] is that of the program.
 pub fn ctl(args: &CtlArgs, output: &mut dyn Write) -> Result<(), CtlError> {
-    let client = Client::new(&args.socket);
-    let session = Session { client, json: args.json };
-    match &args.request {
-        Request::Info => session.ask("GET", "/v1/machine", None, output),
-        Request::Memory { device: None } => session.ask("GET", "/v1/memory", None, output),
-        Request::Memory { device: Some(device) } => session.ask("GET", &memory(device, ""), None, output),
-        Request::Poison(Poison::Add { device, ranges }) => {
-            let body = json!({"ranges": parse_ranges(ranges)?});
-            session.ask("POST", &memory(device, "/poison"), Some(&body), output)
+    let session = Session { client: Client::new(&args.socket), json: args.json };
+    match session.run(&args.request, output) {
+        // Whoever reads (`ctl events | head`) has seen enough.
+        Err(CtlError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(CtlError::Client(ClientError::Refused(error))) if args.json => {
+            writeln!(output, "{}", json!({"error": error}))?;
+            Err(ClientError::Refused(error).into())
         }
-        Request::Poison(Poison::List { device }) => {
-            session.ask("GET", &memory(device, "/poison"), None, output)
+        result => result,
+    }
+}
+
+impl Session {
+    fn run(&self, request: &Request, output: &mut dyn Write) -> Result<(), CtlError> {
+        match request {
+            Request::Info => self.ask("GET", "/v1/machine", None, output),
+            Request::Memory { device: None } => self.ask("GET", "/v1/memory", None, output),
+            Request::Memory { device: Some(device) } => self.ask("GET", &memory(device, ""), None, output),
+            Request::Poison(Poison::Add { device, ranges }) => {
+                let body = json!({"ranges": parse_ranges(ranges)?});
+                self.ask("POST", &memory(device, "/poison"), Some(&body), output)
+            }
+            Request::Poison(Poison::List { device }) => {
+                self.ask("GET", &memory(device, "/poison"), None, output)
+            }
+            Request::Poison(Poison::Clear { device, ranges }) => {
+                let ranges: Vec<String> =
+                    parse_ranges(ranges)?.iter().map(|range| format!("range={range}")).collect();
+                let separator = if ranges.is_empty() { "" } else { "?" };
+                let target = format!("{}{separator}{}", memory(device, "/poison"), ranges.join("&"));
+                self.ask("DELETE", &target, None, output)
+            }
+            Request::Notify { device, kind } => {
+                self.ask("POST", &memory(device, "/notify"), Some(&json!({"kind": kind})), output)
+            }
+            Request::Remove { device, surprise, via, wait, .. } => {
+                let mode = if *surprise { "surprise" } else { "eject" };
+                let via = via.map(|via| format!("&via={}", via.name())).unwrap_or_default();
+                let target = format!("{}?mode={mode}{via}", memory(device, ""));
+                self.operate("DELETE", &target, None, wait.as_deref(), output)
+            }
+            Request::Insert(Insert::Pmem { device, wait }) => {
+                let pmem = json!(Pmem::parse("pmem", device)?.absolute());
+                self.operate("POST", "/v1/memory", Some(&pmem), wait.as_deref(), output)
+            }
+            Request::Operation { number, wait } => match wait {
+                None => self.ask("GET", &format!("/v1/operations/{number}"), None, output),
+                Some(patience) => self.wait(*number, patience.parse()?, output),
+            },
+            Request::Events { follow, since } => self.events(*since, *follow, output),
+            Request::Pause => self.ask("POST", "/v1/pause", None, output),
+            Request::Resume => self.ask("POST", "/v1/resume", None, output),
+            Request::Quit => self.ask("POST", "/v1/quit", None, output),
         }
-        Request::Poison(Poison::Clear { device, ranges }) => {
-            let ranges: Vec<String> =
-                parse_ranges(ranges)?.iter().map(|range| format!("range={range}")).collect();
-            let separator = if ranges.is_empty() { "" } else { "?" };
-            let target = format!("{}{separator}{}", memory(device, "/poison"), ranges.join("&"));
-            session.ask("DELETE", &target, None, output)
-        }
-        Request::Notify { device, kind } => {
-            session.ask("POST", &memory(device, "/notify"), Some(&json!({"kind": kind})), output)
-        }
-        Request::Remove { device, surprise, via, wait, .. } => {
-            let mode = if *surprise { "surprise" } else { "eject" };
-            let via = via.map(|via| format!("&via={}", via.name())).unwrap_or_default();
-            let target = format!("{}?mode={mode}{via}", memory(device, ""));
-            session.operate("DELETE", &target, None, wait.as_deref(), output)
-        }
-        Request::Insert(Insert::Pmem { device, wait }) => {
-            let pmem = json!(Pmem::parse("pmem", device)?.absolute());
-            session.operate("POST", "/v1/memory", Some(&pmem), wait.as_deref(), output)
-        }
-        Request::Operation { number, wait } => match wait {
-            None => session.ask("GET", &format!("/v1/operations/{number}"), None, output),
-            Some(patience) => session.wait(*number, patience.parse()?, output),
-        },
-        Request::Events { follow, since } => session.events(*since, *follow, output),
-        Request::Pause => session.ask("POST", "/v1/pause", None, output),
-        Request::Resume => session.ask("POST", "/v1/resume", None, output),
-        Request::Quit => session.ask("POST", "/v1/quit", None, output),
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod ctl;
 mod machine;
+mod report;
 mod show;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::ctl::{CtlArgs, CtlError, ctl};
 pub use self::machine::MachineArgs;
+pub use self::report::error_chain;
 
 /// A virtual machine monitor in which guest kernels meet broken memory
 #[derive(Debug, Clone, Parser)]

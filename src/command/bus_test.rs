@@ -2,6 +2,8 @@
 
 use std::thread;
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn number(event: u32) -> Event {
@@ -122,4 +124,31 @@ fn records_are_flat_json() {
     assert_eq!(json["direction"], "read");
     assert_eq!(json["seq"], 1);
     assert_eq!(serde_json::from_value::<Record>(json).unwrap(), *record);
+}
+
+proptest! {
+    /// Whatever the order of writing and reading, a reader sees each event once, in order, or in the count of a gap.
+    #[test]
+    fn every_event_is_seen_or_counted(capacity in 1usize..8, steps in prop::collection::vec((any::<bool>(), 1usize..12), 0..40)) {
+        let bus = EventBus::with_history(capacity);
+        let mut reader = bus.subscribe(0);
+        let mut next = 1;
+        for (write, count) in steps {
+            for _ in 0..count {
+                if write {
+                    bus.publish(number(0));
+                } else if let Next::Record(record) = reader.next(Duration::ZERO) {
+                    if let Event::EventsLost { count, first } = record.event {
+                        prop_assert_eq!(first, next);
+                        prop_assert!(count > 0 && bus.last() - record.seq == capacity as u64);
+                    } else {
+                        prop_assert_eq!(record.seq, next);
+                    }
+                    next = record.seq + 1;
+                } else {
+                    prop_assert_eq!(next, bus.last() + 1);
+                }
+            }
+        }
+    }
 }

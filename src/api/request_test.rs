@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::command::{Command, NotifyKind, RemoveMode};
+use crate::config::{Channel, Pmem};
 
 fn action(method: &str, target: &str, body: &str) -> Action {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
