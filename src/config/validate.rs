@@ -21,6 +21,8 @@ const MIN_MEMORY: u64 = 64 * MIB;
 const GRAIN: u64 = 2 * MIB;
 /// Ids stand in ACPI names, events and file names: they stay short.
 const MAX_ID: usize = 32;
+/// The largest proximity domain: the SLIT is a square with a byte for each pair of domains.
+const MAX_NODE: u32 = 255;
 /// `sizeof(sockaddr_un.sun_path)` without the final zero.
 const MAX_SOCKET_PATH: usize = 107;
 /// The kernel's `COMMAND_LINE_SIZE` on x86 without the final zero.
@@ -229,6 +231,14 @@ fn validate_device(option: &str, pmem: &Pmem, warnings: &mut Vec<Warning>) -> Re
     }
     if let PmemSource::Memory(size) | PmemSource::File { size: Some(size), .. } = &pmem.source {
         check_size(option, *size, warnings)?;
+    }
+    if let Some(node) = pmem.node.filter(|node| *node > MAX_NODE) {
+        return Err(ConfigError::invalid(
+            format_args!("{option}: node"),
+            node,
+            format_args!("a proximity domain is at most {MAX_NODE}"),
+            "give a smaller number, or leave it out for a domain of its own",
+        ));
     }
     if let Some(Place::Address(at)) = pmem.at
         && at.0 % GRAIN != 0
