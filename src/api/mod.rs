@@ -30,7 +30,7 @@ pub use self::client::{Answer, Client, ClientError, Events};
 pub use self::http::percent_encode;
 pub use self::openapi::{document, text as openapi_text};
 pub use self::server::Server;
-pub use self::socket::SocketError;
+pub use self::socket::{Socket, SocketError};
 use crate::command::{Command, Error, EventBus, Reply};
 
 /// Whatever can carry out commands: the machine, through a channel to its main loop.

@@ -13,9 +13,6 @@ const NESTED_MOST: u64 = 64 << 30;
 /// What QEMU needs beside the memory of its machine: translated code (1 GiB at most) and itself.
 const QEMU_OWN: u64 = 1280 * MIB;
 
-/// Memory of the software KVM host that is not for machines: kernel, root, agent, page tables.
-const NESTED_OWN: u64 = 512 * MIB;
-
 /// What the host has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resources {
@@ -37,19 +34,6 @@ pub enum MemoryError {
     Host {
         /// What the host has, in bytes.
         available: u64,
-    },
-    /// A machine that does not fit into the software KVM host.
-    #[error(
-        "A machine with {} MiB of memory does not fit: the software KVM host has {} MiB for machines. Remedy: ask \
-         for less, or end other programs and other machines first",
-        asked / MIB,
-        room / MIB
-    )]
-    Machine {
-        /// What was asked for, in bytes.
-        asked: u64,
-        /// What there is for machines, in bytes.
-        room: u64,
     },
 }
 
@@ -74,12 +58,6 @@ impl Resources {
         let size = (self.available / 4 * 3).min(most).min(NESTED_MOST) / (128 * MIB) * (128 * MIB);
         if size < NESTED_LEAST { Err(MemoryError::Host { available: self.available }) } else { Ok(size) }
     }
-}
-
-/// Refuses a machine that asks for more memory than a software KVM host of `nested` bytes has for machines.
-pub fn check_machine_fits(asked: u64, nested: u64) -> Result<(), MemoryError> {
-    let room = nested.saturating_sub(NESTED_OWN);
-    if asked > room { Err(MemoryError::Machine { asked, room }) } else { Ok(()) }
 }
 
 fn available(meminfo: &str) -> Option<u64> {
@@ -113,12 +91,5 @@ mod tests {
         assert_eq!(of(4096), Ok(2816), "QEMU needs room of its own");
         assert_eq!(of(2048), Err(MemoryError::Host { available: 2048 * MIB }));
         assert_eq!(of(1 << 20), Ok(64 * 1024));
-    }
-
-    #[test]
-    fn machines_fit_or_are_refused() {
-        assert_eq!(check_machine_fits(1 << 30, 4 << 30), Ok(()));
-        let error = check_machine_fits(4 << 30, 4 << 30).unwrap_err();
-        assert!(error.to_string().contains("4096 MiB") && error.to_string().contains("3584 MiB"), "{error}");
     }
 }

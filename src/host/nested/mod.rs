@@ -1,0 +1,188 @@
+//! The software KVM host: real KVM on a machine that has none.
+//!
+//! QEMU's TCG emulates AMD SVM with nested paging, so a stock kernel inside it has a real `/dev/kvm`. Three parties:
+//!
+//! ```text
+//! front end  aconite run ...         the user's terminal, sockets and locks; passes all else through
+//!    |  the agent's protocol over a Unix socket
+//! keeper     aconite __keeper        owns QEMU; shared by all front ends of one user; ends when idle
+//!    |  the agent's protocol over a virtio console port
+//! level 1    agent, PID 1            starts `aconite run ...` again, where KVM works
+//! ```
+//!
+//! Level 1 sees the host's files under their own paths ([`machine`]). When a front end goes, however it goes, the
+//! keeper sends the program in level 1 SIGTERM: a monitor stops its machine and syncs its files. What a guest has
+//! flushed is on the host; what it has only written is in the memory of level 1 until then, and lost if the keeper
+//! or QEMU is killed.
+
+pub mod front;
+pub mod keeper;
+pub mod line;
+pub mod machine;
+pub mod place;
+pub mod router;
+
+use super::manifest::NESTED_KERNEL;
+use super::material::{FETCH_REMEDY, Kernel, Material, Qemu};
+use crate::api::SocketError;
+use crate::guest::AGENT;
+use crate::guest::client::ClientError;
+use crate::guest::initramfs::{self, Contents, ModuleRequest};
+use machine::{Machine, Parts};
+use place::{Key, Owned, Place};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The hidden command that makes a process the keeper.
+pub const KEEPER_COMMAND: &str = "__keeper";
+
+/// The hidden command that runs a command of the host inside.
+pub const INSIDE_COMMAND: &str = "__inside";
+
+/// Seconds without a front end after which the keeper ends, if other than [`IDLE`].
+pub const IDLE_VARIABLE: &str = "ACONITE_NESTED_IDLE";
+
+/// How long the keeper waits for the next front end.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long a keeper waits for another one to end that is ending.
+const TAKEOVER: Duration = Duration::from_secs(60);
+
+/// Why the software KVM host cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NestedError {
+    /// No QEMU.
+    #[error(
+        "The software KVM host needs QEMU, and none was found. Remedy: {FETCH_REMEDY}, or install qemu-system-x86"
+    )]
+    NoQemu,
+    /// No kernel for level 1.
+    #[error(
+        "The software KVM host needs the kernel {NESTED_KERNEL}, which was not found. Remedy: {FETCH_REMEDY}"
+    )]
+    NoKernel,
+    /// A file that it consists of, or its directory, cannot be used.
+    #[error("Cannot set up the software KVM host")]
+    Files(#[source] io::Error),
+    /// The keeper did not start.
+    #[error("Cannot start the keeper of the software KVM host")]
+    Spawn(#[source] io::Error),
+    /// The command to be run inside.
+    #[error("Cannot run {program:?}")]
+    Command {
+        /// The program.
+        program: OsString,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The keeper gave up.
+    #[error("The software KVM host did not start: {0}")]
+    Failed(String),
+    /// The connection to it, or the program in it, failed.
+    #[error("The software KVM host failed")]
+    Agent(#[from] ClientError),
+    /// The terminal, a signal or a thread of this process.
+    #[error("Cannot pass the terminal and signals on")]
+    Local(#[source] io::Error),
+    /// The API socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// What the software KVM host is made of here.
+#[derive(Debug)]
+pub struct Nested {
+    qemu: Qemu,
+    kernel: Kernel,
+    material: Material,
+    place: Place,
+}
+
+impl Nested {
+    /// Finds its parts.
+    ///
+    /// # Errors
+    /// One of them is missing.
+    pub fn find() -> Result<Self, NestedError> {
+        let material = Material::find();
+        let qemu = Qemu::find(material.as_ref()).ok_or(NestedError::NoQemu)?;
+        let material = material.ok_or(NestedError::NoKernel)?;
+        let kernel = material.kernel(NESTED_KERNEL).ok_or(NestedError::NoKernel)?;
+        let key = Key::new(&qemu, &kernel, AGENT, &machine::settings()).map_err(NestedError::Files)?;
+        let place = Place::new(key).map_err(NestedError::Files)?;
+        Ok(Nested { qemu, kernel, material, place })
+    }
+}
+
+/// `aconite __keeper`: becomes the keeper, or returns at once if there is one.
+///
+/// # Errors
+/// The software KVM host did not start, or ended by itself. The same words are in [`Place::failure`].
+pub fn keep() -> Result<(), NestedError> {
+    let nested = Nested::find()?;
+    super::sys::unblock_signals().map_err(NestedError::Spawn)?;
+    std::env::set_current_dir("/").map_err(NestedError::Files)?;
+    let deadline = Instant::now() + TAKEOVER;
+    let owned = loop {
+        if let Some(owned) = nested.place.try_own().map_err(NestedError::Files)? {
+            break owned;
+        }
+        if UnixStream::connect(nested.place.socket()).is_ok() || Instant::now() > deadline {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let failure = nested.place.failure();
+    // There is none after a start that went well.
+    let _ = fs::remove_file(&failure);
+    keep_owned(&nested, &owned).map_err(|text| {
+        let log = fs::read_to_string(nested.place.log()).unwrap_or_default();
+        let console = fs::read_to_string(nested.place.console()).unwrap_or_default();
+        let text = format!("{text}\n{}{}", last_lines(&log, 15), last_lines(&console, 15));
+        // The front end says less then.
+        let _ = fs::write(&failure, &text);
+        NestedError::Failed(text)
+    })
+}
+
+fn keep_owned(nested: &Nested, owned: &Owned) -> Result<(), String> {
+    let words = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let place = owned.place();
+    // Of a keeper that was killed: this process owns the place.
+    let _ = fs::remove_file(place.socket());
+    let listener = UnixListener::bind(place.socket()).map_err(words("Cannot listen for front ends"))?;
+    let log = File::create(place.log()).map_err(words("Cannot write the log"))?;
+    let image = place.image();
+    pack(nested, &image)?;
+    let parts = Parts {
+        qemu: &nested.qemu,
+        kernel: &nested.kernel,
+        image: &image,
+        console: &place.console(),
+        log: log.try_clone().map_err(words("Cannot write the log"))?,
+    };
+    let (machine, agent) = Machine::start(parts).map_err(words("Cannot start QEMU"))?;
+    let idle = std::env::var(IDLE_VARIABLE)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .map_or(IDLE, Duration::from_secs);
+    keeper::serve(keeper::Service { owned, listener, machine, agent, idle, log: &log })
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Packs the image that level 1 starts from.
+fn pack(nested: &Nested, image: &Path) -> Result<(), String> {
+    let mut contents = Contents::nested_host(Some(nested.kernel.modules.clone()), Vec::new());
+    // Gives memory back; level 1 works without.
+    contents.module_requests.push(ModuleRequest { name: "virtio_balloon".into(), needed: false, load: true });
+    let packed = initramfs::pack(&contents).map_err(|error| format!("Cannot pack level 1: {error}"))?;
+    fs::write(image, packed.bytes).map_err(|error| format!("Cannot write {}: {error}", image.display()))
+}
