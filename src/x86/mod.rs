@@ -5,6 +5,7 @@
 //! RIP, [`physical`] turns them into guest-physical ranges, and [`decide`] holds those against the poisoned lines.
 //! Everything here is a function of plain data. Nothing calls KVM, and nothing panics on what a guest wrote.
 
+pub mod bulk;
 pub mod cpuid;
 pub mod decide;
 pub mod mca;

@@ -1,6 +1,6 @@
 //! From linear accesses to guest-physical ranges.
 
-use super::operands::{Access, AccessKind};
+use super::operands::{Access, AccessKind, Operands, Unresolved, operands};
 use super::state::{CodeWidth, CpuState};
 use super::walk::{Intent, NotTranslated, PhysRead};
 use thiserror::Error;
@@ -108,6 +108,19 @@ pub fn physical_accesses(state: &CpuState, memory: &impl PhysRead, accesses: &[A
         result.ranges.append(&mut data);
     }
     result
+}
+
+/// The instruction at RIP, from its bytes to the guest-physical ranges that it touches.
+///
+/// The ranges are those of the certain part of the list when the instruction cannot be listed.
+pub fn touched(state: &CpuState, memory: &impl PhysRead) -> (Result<Operands, Unresolved>, PhysicalAccesses) {
+    let operands = operands(state, memory);
+    let accesses = match &operands {
+        Ok(operands) => &operands.accesses,
+        Err(unresolved) => &unresolved.accesses,
+    };
+    let ranges = physical_accesses(state, memory, accesses);
+    (operands, ranges)
 }
 
 #[cfg(test)]

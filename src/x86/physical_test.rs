@@ -1,7 +1,7 @@
 //! Pages, rights and order.
 
 use super::*;
-use crate::x86::operands::{Operands, operands};
+use crate::x86::operands::Reason;
 use crate::x86::walk::{CR4_SMAP, PhysRead};
 use std::collections::HashMap;
 
@@ -122,8 +122,18 @@ fn an_instruction_from_bytes_to_physical_ranges() {
     // add [rax], rax
     memory.0.insert(0x8_0008, 0x0000_0148);
     (state.regs.rip, state.regs.rax) = (0x1_0008, 0x2_0040);
-    let Operands { accesses, .. } = operands(&state, &memory).unwrap();
-    let list = physical_accesses(&state, &memory, &accesses);
+    let (found, list) = touched(&state, &memory);
+    assert_eq!(found.unwrap().text(), "add [rax],rax");
     let data: Vec<_> = shown(&list).into_iter().filter(|range| range.0 != AccessKind::Walk).collect();
     assert_eq!(data, [(AccessKind::Fetch, 0x8_0008, 3), (AccessKind::ReadModifyWrite, 0x9_0040, 8)]);
+}
+
+#[test]
+fn a_fetch_that_faults_still_shows_its_walk() {
+    let (mut state, memory) = machine(&[]);
+    state.regs.rip = 0x1_0008;
+    let (found, list) = touched(&state, &memory);
+    assert!(matches!(found.unwrap_err().reason, Reason::FetchNotTranslated { linear: 0x1_0008, .. }));
+    assert_eq!(list.ranges.len(), 4);
+    assert!(list.fault.is_some_and(|fault| fault.kind == AccessKind::Fetch));
 }

@@ -25,6 +25,7 @@ use thiserror::Error;
 
 pub use self::delivery::{Delivery, delivery_accesses};
 pub use self::hazard::StepHazard;
+pub(super) use self::strings::mask;
 pub use self::strings::{Repeat, StringOperation};
 use super::state::{CodeWidth, CpuState};
 use super::walk::{NotTranslated, PhysRead};
@@ -366,3 +367,7 @@ fn kind_of(access: OpAccess) -> Option<AccessKind> {
 #[cfg(test)]
 #[path = "operands_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "forms_test.rs"]
+mod forms;

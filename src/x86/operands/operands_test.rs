@@ -1,4 +1,4 @@
-//! One row for each form of instruction, and each special case of its own.
+//! Each special case of its own, and the machine that all tests of the operands run on.
 
 use std::collections::HashMap;
 
@@ -8,16 +8,16 @@ use proptest::prelude::*;
 use super::*;
 use crate::x86::xstate::{ExtendedState, XsaveLayout};
 
-const CODE: u64 = 0x10_0000;
+pub(super) const CODE: u64 = 0x10_0000;
 
 /// Guest memory by byte; what was never written reads as zero.
 #[derive(Clone, Default)]
-pub(crate) struct Memory {
+pub(super) struct Memory {
     bytes: HashMap<u64, u8>,
 }
 
 impl Memory {
-    pub(crate) fn put(&mut self, gpa: u64, bytes: &[u8]) {
+    pub(super) fn put(&mut self, gpa: u64, bytes: &[u8]) {
         self.bytes.extend(bytes.iter().enumerate().map(|(offset, &byte)| (gpa + offset as u64, byte)));
     }
 }
@@ -29,7 +29,7 @@ impl PhysRead for Memory {
     }
 }
 
-fn hex(text: &str) -> Vec<u8> {
+pub(super) fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
@@ -67,7 +67,7 @@ fn extended() -> ExtendedState {
 }
 
 /// 64-bit code at CODE with an identity map of the first GiB, in user-accessible 1 GiB pages.
-pub(crate) fn guest(code: &[u8]) -> (CpuState, Memory) {
+pub(super) fn guest(code: &[u8]) -> (CpuState, Memory) {
     let mut memory = Memory::default();
     memory.put(0x1000, &0x2007u64.to_le_bytes());
     memory.put(0x2000, &0xe7u64.to_le_bytes());
@@ -107,7 +107,7 @@ pub(crate) fn guest(code: &[u8]) -> (CpuState, Memory) {
 }
 
 /// The accesses after the fetch, one word for each.
-fn shown(operands: &Operands) -> String {
+pub(super) fn shown(operands: &Operands) -> String {
     let word = |access: &Access| {
         let letter = match access.kind {
             AccessKind::Walk => 'W',
@@ -125,194 +125,17 @@ fn shown(operands: &Operands) -> String {
     operands.accesses[1..].iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
-fn list(code: &str, adjust: impl FnOnce(&mut CpuState, &mut Memory)) -> Result<Operands, Unresolved> {
+pub(super) fn list(
+    code: &str,
+    adjust: impl FnOnce(&mut CpuState, &mut Memory),
+) -> Result<Operands, Unresolved> {
     let (mut state, mut memory) = guest(&hex(code));
     adjust(&mut state, &mut memory);
     operands(&state, &memory)
 }
 
-fn touches(code: &str, adjust: impl FnOnce(&mut CpuState, &mut Memory)) -> String {
+pub(super) fn touches(code: &str, adjust: impl FnOnce(&mut CpuState, &mut Memory)) -> String {
     shown(&list(code, adjust).unwrap())
-}
-
-#[test]
-fn every_form_touches_what_the_manual_says() {
-    let rows = [
-        ("mov al, [rdx]", "8a02", "L12000+1"),
-        ("mov r9, [rdx+rcx*8-0x10]", "4c8b4ccaf0", "L12000+8"),
-        ("mov rax, [rax-0x80]", "488b4080", "Lff90+8"),
-        ("mov rax, [rip+0x100]", "488b0500010000", "L100107+8"),
-        ("mov eax, gs:[0x28]", "658b042528000000", "L80028+4"),
-        ("mov rax, fs:[rcx]", "64488b01", "L70002+8"),
-        ("mov [rbx], r9w", "6644890b", "S11000+2"),
-        ("mov dword ptr [rbx+rcx*4], 5", "c7048b05000000", "S11008+4"),
-        ("movzx eax, word ptr [rdx]", "0fb702", "L12000+2"),
-        ("movsxd rax, dword ptr [rdx]", "486302", "L12000+4"),
-        ("movbe rax, [rdx]", "480f38f002", "L12000+8"),
-        ("movabs al, [0x123456]", "a05634120000000000", "L123456+1"),
-        ("movnti [rbx], rax", "480fc303", "S11000+8"),
-        ("add rax, [rdx]", "480302", "L12000+8"),
-        ("add [rbx], rax", "480103", "M11000+8"),
-        ("cmp qword ptr [rbx], 1", "48833b01", "L11000+8"),
-        ("test [rbx], al", "8403", "L11000+1"),
-        ("not byte ptr [rbx]", "f613", "M11000+1"),
-        ("neg dword ptr [rbx]", "f71b", "M11000+4"),
-        ("inc word ptr [rbx]", "66ff03", "M11000+2"),
-        ("shl qword ptr [rbx], 3", "48c12303", "M11000+8"),
-        ("imul rax, [rdx], 7", "486b0207", "L12000+8"),
-        ("mul qword ptr [rdx]", "48f722", "L12000+8"),
-        ("div dword ptr [rdx]", "f732", "L12000+4"),
-        ("xchg [rbx], rax", "488703", "M11000+8"),
-        ("lock xadd [rbx], rax", "f0480fc103", "M11000+8"),
-        ("lock cmpxchg [rbx], r9", "f04c0fb10b", "M11000+8"),
-        ("lock cmpxchg8b [rbx]", "f00fc70b", "M11000+8"),
-        ("lock cmpxchg16b [rbx]", "f0480fc70b", "M11000+16"),
-        ("cmovz rax, [rdx]", "480f4402", "L12000+8"),
-        ("setz byte ptr [rbx]", "0f9403", "S11000+1"),
-        ("lea rax, [rdx]", "488d02", ""),
-        ("nop dword ptr [rdx]", "0f1f02", ""),
-        ("popcnt rax, [rdx]", "f3480fb802", "L12000+8"),
-        ("crc32 eax, byte ptr [rdx]", "f20f38f002", "L12000+1"),
-        ("adcx rax, [rdx]", "66480f38f602", "L12000+8"),
-        ("andn rax, rbx, [rdx]", "c4e2e0f202", "L12000+8"),
-        ("mulx rax, rbx, [rdx]", "c4e2e3f602", "L12000+8"),
-        ("bt qword ptr [rbx], 65", "480fba2341", "L11000+8"),
-        ("bt [rbx], r12", "4c0fa323", "L10ff8+8"),
-        ("bts [rbx], r13d", "440fab2b", "M11004+4"),
-        ("lock btr [rbx], r14w", "66f0440fb333", "M10ffc+2"),
-        ("xlatb", "d7", "L11010+1"),
-        ("push rax", "50", "S1fff8+8"),
-        ("push qword ptr [rdx]", "ff32", "L12000+8 S1fff8+8"),
-        ("pop rax", "58", "L20000+8"),
-        ("pop qword ptr [rbx]", "8f03", "L20000+8 S11000+8"),
-        ("pop qword ptr [rsp+8]", "8f442408", "L20000+8 S20010+8"),
-        ("pushfq", "9c", "S1fff8+8"),
-        ("popfq", "9d", "L20000+8"),
-        ("call [rdx]", "ff12", "L12000+8 S1fff8+8"),
-        ("call rax", "ffd0", "S1fff8+8"),
-        ("jmp [rdx]", "ff22", "L12000+8"),
-        ("ret", "c3", "L20000+8"),
-        ("ret 16", "c21000", "L20000+8"),
-        ("leave", "c9", "L21000+8"),
-        ("enter 0x20, 0", "c8200000", "S1fff8+8 B1ffd8+1"),
-        ("enter 0, 3", "c8000003", "L20ff8+8 L20ff0+8 S1fff8+8 S1fff0+8 S1ffe8+8 S1ffe0+8 B1ffe0+1"),
-        ("movsb", "a4", "L30000+1 S40000+1"),
-        ("movsq", "48a5", "L30000+8 S40000+8"),
-        ("rep movsb", "f3a4", "L30000+1 S40000+1"),
-        ("rep movsq", "f348a5", "L30000+8 S40000+8"),
-        ("rep stosd", "f3ab", "S40000+4"),
-        ("stosb", "aa", "S40000+1"),
-        ("lodsw", "66ad", "L30000+2"),
-        ("rep lodsb", "f3ac", "L30000+1"),
-        ("scasb", "ae", "L40000+1"),
-        ("repne scasb", "f2ae", "L40000+1"),
-        ("repe cmpsb", "f3a6", "L30000+1 L40000+1"),
-        ("cmpsq", "48a7", "L30000+8 L40000+8"),
-        ("rep outsb", "f36e", "L30000+1"),
-        ("insb", "6c", "S40000+1"),
-        ("rep movsb es:[edi], ds:[esi]", "67f3a4", "L30000+1 S40000+1"),
-        ("movsb es:[rdi], fs:[rsi]", "64a4", "La0000+1 S40000+1"),
-        ("movdqu xmm0, [rdx]", "f30f6f02", "L12000+16"),
-        ("movdqa [rbx], xmm0", "660f7f03", "S11000+16"),
-        ("movntdqa xmm0, [rdx]", "660f382a02", "L12000+16"),
-        ("movntdq [rbx], xmm0", "660fe703", "S11000+16"),
-        ("movss xmm0, [rdx]", "f30f1002", "L12000+4"),
-        ("movhps [rbx], xmm0", "0f1703", "S11000+8"),
-        ("paddd xmm0, [rdx]", "660ffe02", "L12000+16"),
-        ("pshufb mm0, [rdx]", "0f380002", "L12000+8"),
-        ("pextrb [rbx], xmm0, 1", "660f3a140301", "S11000+1"),
-        ("ldmxcsr [rdx]", "0fae12", "L12000+4"),
-        ("stmxcsr [rbx]", "0fae1b", "S11000+4"),
-        ("cvtsi2sd xmm0, qword ptr [rdx]", "f2480f2a02", "L12000+8"),
-        ("vmovdqu ymm0, [rdx]", "c5fe6f02", "L12000+32"),
-        ("vmovdqu [rbx], ymm0", "c5fe7f03", "S11000+32"),
-        ("vpaddd ymm0, ymm1, [rdx]", "c5f5fe02", "L12000+32"),
-        ("vbroadcastss ymm0, [rdx]", "c4e27d1802", "L12000+4"),
-        ("vinserti128 ymm0, ymm0, [rdx], 1", "c4e37d380201", "L12000+16"),
-        ("vmovntdq [rbx], ymm0", "c5fde703", "S11000+32"),
-        ("vmovntdq [rbx], zmm0", "62f17d48e703", "F11000+64"),
-        ("vmovdqu64 zmm0, [rdx]", "62f1fe486f02", "L12000+64"),
-        ("vmovdqu64 [rbx], zmm0", "62f1fe487f03", "S11000+64"),
-        ("vpaddd zmm0, zmm1, [rdx]{1to16}", "62f17558fe02", "L12000+4"),
-        ("vmovdqu32 zmm0{k1}, [rdx]", "62f17e496f02", "L12000+8 L1200c+4"),
-        ("vmovdqu8 [rbx]{k1}, xmm0", "62f17f097f03", "S11000+2 S11003+1"),
-        ("vpaddd zmm0{k1}, zmm1, [rdx]", "62f17549fe02", "L12000+64"),
-        ("vpaddd zmm0{k2}, zmm1, [rdx]", "62f1754afe02", ""),
-        ("vmovss xmm0{k1}, [rdx]", "62f17e091002", "L12000+4"),
-        ("vpexpandd zmm0{k1}, [rdx]", "62f27d498902", "L12000+12"),
-        ("vpcompressd [rbx]{k1}, zmm0", "62f27d498b03", "S11000+12"),
-        ("vpgatherdd xmm0, [rbx+xmm1*4], xmm2", "c4e26990048b", "L11000+4 L11008+4 L10ffc+4"),
-        ("vpgatherdd zmm0{k1}, [rbx+zmm1*4]", "62f27d4990048b", "L11000+4 L11004+4 L10ffc+4"),
-        ("vpgatherqd xmm0, [rbx+ymm3*8], xmm2", "c4e26d9104db", "L11028+4 L11008+4 L11010+4"),
-        ("vpgatherdq ymm0, [rbx+xmm1*4], ymm4", "c4e2dd90048b", "L11000+8 L10ffc+8"),
-        ("vpscatterdd [rbx+zmm1*4]{k1}, zmm0", "62f27d49a0048b", "S11000+4 S11004+4 S10ffc+4"),
-        ("vmaskmovps xmm0, xmm2, [rdx]", "c4e2692c02", "L12000+4 L12008+8"),
-        ("vpmaskmovq [rbx], ymm4, ymm0", "c4e2dd8e03", "S11000+8 S11018+8"),
-        ("maskmovdqu xmm0, xmm2", "660ff7c2", "S40000+4 S40008+8"),
-        ("kmovq k1, [rdx]", "c4e1f8900a", "L12000+8"),
-        ("fld tbyte ptr [rdx]", "db2a", "L12000+10"),
-        ("fld dword ptr [rdx]", "d902", "L12000+4"),
-        ("fstp qword ptr [rbx]", "dd1b", "S11000+8"),
-        ("fbld [rdx]", "df22", "L12000+10"),
-        ("fild word ptr [rdx]", "df02", "L12000+2"),
-        ("fldcw [rdx]", "d92a", "L12000+2"),
-        ("fnstenv [rbx]", "d933", "S11000+28"),
-        ("fldenv [rdx]", "d922", "L12000+28"),
-        ("fnsave [rbx]", "dd33", "S11000+108"),
-        ("fxsave [rbx]", "0fae03", "S11000+512"),
-        ("fxrstor [rdx]", "0fae0a", "L12000+512"),
-        ("clflush [rdx]", "0fae3a", "C12000+1"),
-        ("clflushopt [rdx]", "660fae3a", "C12000+1"),
-        ("clwb [rdx]", "660fae32", "C12000+1"),
-        ("cldemote [rdx]", "0f1c02", "C12000+1"),
-        ("prefetcht0 [rdx]", "0f180a", "P12000+1"),
-        ("prefetchw [rdx]", "0f0d0a", "P12000+1"),
-        ("monitor", "0f01c8", "C10010+1"),
-        ("clzero", "0f01fc", "F10000+64"),
-        ("movdir64b rax, [rdx]", "660f38f802", "L12000+64 F10010+64"),
-        ("movdiri [rbx], rax", "480f38f903", "S11000+8"),
-        ("lgdt [rdx]", "0f0112", "L12000+10"),
-        ("sidt [rbx]", "0f010b", "S11000+10"),
-        ("invlpg [rdx]", "0f013a", ""),
-        ("invpcid rax, [rdx]", "660f388202", "L12000+16"),
-        ("mov ds, eax", "8ed8", "L90010+8"),
-        ("mov es, word ptr [r11]", "418e03", "L54000+2 L90018+8"),
-        ("mov fs, ecx", "8ee1", ""),
-        ("lss eax, [r10]", "410fb202", "L53000+6 L90020+8"),
-        ("lldt ax", "0f00d0", "L90010+16"),
-        ("ltr ax", "0f00d8", "M90010+16"),
-        ("verr ax", "0f00e0", "L90010+8"),
-        ("lar rax, rax", "480f02c0", "L90010+8"),
-        ("jmp fword ptr [r10-4]", "41ff6afc", "L52ffc+6 L90010+8"),
-        ("iretq", "48cf", "L20000+8 L20008+8 L20010+8 L20018+8 L20020+8 L90030+8 L90028+8"),
-        ("retfq", "48cb", "L20000+8 L20008+8 L90030+8 L20010+16"),
-        ("int 0x80", "cd80", "L91800+16 L90030+8 S1ffd8+40"),
-        ("int3", "cc", "L91030+16 L90030+8 L92024+8 S2ffd8+40"),
-        ("syscall", "0f05", ""),
-        ("cpuid", "0fa2", ""),
-        ("in al, dx", "ec", ""),
-        ("hlt", "f4", ""),
-    ];
-    let mut wrong = Vec::new();
-    for (text, code, expected) in rows {
-        match list(code, |_, _| {}) {
-            Ok(found) => {
-                let fetch = Access {
-                    kind: AccessKind::Fetch,
-                    address: CODE,
-                    size: code.len() as u32 / 2,
-                    implicit: false,
-                };
-                assert_eq!(found.accesses[0], fetch, "{text}");
-                assert_eq!(found.bytes.to_string(), code, "{text}");
-                if shown(&found) != expected {
-                    wrong.push(format!("{text} ({}): {} instead of {expected}", found.text(), shown(&found)));
-                }
-            }
-            Err(error) => wrong.push(format!("{text}: {:?}", error.reason)),
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
@@ -553,5 +376,66 @@ proptest! {
             prop_assert!(found.accesses.iter().all(|access| access.size > 0));
             crate::x86::physical::physical_accesses(&state, &memory, &found.accesses);
         }
+    }
+}
+
+#[test]
+fn what_is_not_modelled_is_known() {
+    // VIA's encryption, virtual machines, lists of MSRs and platform binding of keys: none of them is offered to the guest.
+    const KNOWN: [&str; 18] = [
+        "Ccs_encrypt",
+        "Ccs_hash",
+        "Skinit",
+        "Vmlaunch",
+        "Vmload",
+        "Vmresume",
+        "Vmrun",
+        "Vmsave",
+        "Xcryptcbc",
+        "Xcryptcfb",
+        "Xcryptctr",
+        "Xcryptecb",
+        "Xcryptofb",
+        "Xsha",
+        "Xstore",
+        "Rdmsrlist",
+        "Pbndkb",
+        "Wrmsrlist",
+    ];
+    const STARTS: [&[u8]; 12] = [
+        &[],
+        &[0x0f],
+        &[0x62],
+        &[0xc4],
+        &[0xc5],
+        &[0x0f, 0x38],
+        &[0x0f, 0x3a],
+        &[0x66, 0x0f],
+        &[0xf3, 0x0f],
+        &[0xf2, 0x0f],
+        &[0xf0],
+        &[0x0f, 0x01],
+    ];
+    let mut seed = 0x1234_5678_9abc_def1u64;
+    let mut next = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let (state, memory) = guest(&[]);
+    let mut memory = memory;
+    for round in 0..60_000 {
+        let mut code = STARTS[round % STARTS.len()].to_vec();
+        code.extend((0..2).flat_map(|_| next().to_le_bytes()));
+        code.truncate(15);
+        memory.put(CODE, &code);
+        let Err(error) = operands(&state, &memory) else { continue };
+        let instruction = Decoder::with_ip(64, &code, CODE, DecoderOptions::NONE).decode();
+        let name = format!("{:?}", instruction.mnemonic());
+        assert!(
+            error.reason == Reason::Undecodable || KNOWN.iter().any(|known| name.starts_with(known)),
+            "{name}: {error:?}"
+        );
     }
 }

@@ -101,7 +101,7 @@ fn elements(state: &CpuState, instruction: &Instruction) -> (Option<u64>, Option
 }
 
 /// The bits of a register of `bytes` bytes.
-fn mask(bytes: u8) -> u64 {
+pub(in crate::x86) fn mask(bytes: u8) -> u64 {
     if bytes >= 8 { u64::MAX } else { (1 << (8 * u32::from(bytes))) - 1 }
 }
 
