@@ -17,10 +17,18 @@ use crate::console::say;
 use crate::sys;
 
 /// How long the port may take to appear once the modules are loaded. Generous: emulated machines are slow.
-const PORT_TIMEOUT: Duration = Duration::from_secs(30);
+const PORT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait for file systems to write back before the machine is ended anyway. A file
 /// system whose device has been pulled may never finish.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Links in /dev that udev(7) makes elsewhere.
+const DEVICE_LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
 
 /// A file system that every machine has: type, directory, options, and whether the agent cannot do without.
 const FILE_SYSTEMS: [(&str, &str, &str, bool); 8] = [
@@ -48,6 +56,11 @@ pub fn mount_file_systems() -> Result<Vec<String>, String> {
                 return Err(text);
             }
             notes.push(text);
+        }
+    }
+    for (target, link) in DEVICE_LINKS {
+        if let Err(error) = std::os::unix::fs::symlink(target, link) {
+            notes.push(format!("Cannot link {link}: {error}"));
         }
     }
     Ok(notes)
