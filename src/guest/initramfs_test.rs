@@ -126,3 +126,47 @@ fn no_busybox_is_an_error_with_a_remedy() {
     executable(&root.path().join("usr/bin/busybox"), "#!/bin/false\n");
     assert!(matches!(pack(&with_busybox(&root)), Err(PackError::Busybox(_))));
 }
+
+/// Kernels and tools from packages, where they have been fetched.
+fn material() -> Option<PathBuf> {
+    let material = match std::env::var_os("ACONITE_MATERIAL") {
+        Some(material) => PathBuf::from(material),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("target/material"),
+    };
+    material.join("kernels").is_dir().then_some(material)
+}
+
+#[test]
+fn stock_kernels_and_tools_are_packed() {
+    let Some(material) = material() else {
+        eprintln!("skipped: no guest material (cargo xtask fetch)");
+        return;
+    };
+    for kernel in fs::read_dir(material.join("kernels")).unwrap() {
+        let image = kernel.unwrap().path().join("vmlinuz");
+        let release = crate::guest::kernel_image::release(&image).unwrap();
+        let modules = modules::find(&image, &release, None).unwrap();
+        assert!(modules.ends_with(&release), "{}", modules.display());
+        let contents = Contents {
+            roots: vec![material.join("tools")],
+            programs: vec!["ndctl".into(), "mkfs.ext4".into()],
+            ..Contents::guest(Some(modules))
+        };
+        let packed = pack(&contents).unwrap();
+        assert!(packed.bytes.len() < 24 << 20, "{release}: {} bytes", packed.bytes.len());
+        let files = unpack(&packed.bytes);
+        let list = String::from_utf8(files["etc/aconite/modules"].1.clone()).unwrap();
+        let at = |name: &str| list.lines().position(|line| line.ends_with(&format!("/{name}.ko")));
+        assert!(at("libnvdimm").unwrap() < at("nfit").unwrap(), "{list}");
+        assert!(at("nd_btt").unwrap() < at("nd_pmem").unwrap(), "{list}");
+        for path in list.lines() {
+            let (_, image) = &files[&path.replacen("/lib", "usr/lib", 1)];
+            assert!(image.starts_with(b"\x7fELF"), "{path}");
+        }
+        for path in
+            ["usr/bin/sh", "usr/bin/ndctl", "usr/sbin/mkfs.ext4", "usr/lib/libndctl.so.6", "etc/mke2fs.conf"]
+        {
+            assert!(files.contains_key(path), "{path}");
+        }
+    }
+}
