@@ -12,5 +12,6 @@ pub mod mca;
 pub mod operands;
 pub mod physical;
 pub mod state;
+pub mod step;
 pub mod walk;
 pub mod xstate;

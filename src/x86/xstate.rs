@@ -3,7 +3,7 @@
 //! Offsets differ between processors (AVX-512 masks lie at 1088 on Intel and at 832 on AMD), so they come from CPUID
 //! leaf 0xD. Layout: Intel SDM volume 1, chapter 13 (13.4 "XSAVE area", 13.5 "XSAVE-managed state").
 
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{kvm_cpuid_entry2, kvm_xsave};
 
 /// Bytes of the legacy region: the FXSAVE image.
 pub const LEGACY_SIZE: u32 = 512;
@@ -91,7 +91,13 @@ pub struct ExtendedState {
 }
 
 impl ExtendedState {
-    /// Unpacks the standard-format area that KVM_GET_XSAVE or KVM_GET_XSAVE2 gives.
+    /// Unpacks what KVM_GET_XSAVE gave: the first 4096 bytes of the area, which hold everything up to protection keys.
+    pub fn from_kvm(xsave: &kvm_xsave, layout: XsaveLayout, xcr0: u64, xss: u64) -> Self {
+        let area: Vec<u8> = xsave.region.iter().flat_map(|word| word.to_le_bytes()).collect();
+        Self::from_xsave(&area, layout, xcr0, xss)
+    }
+
+    /// Unpacks an area in the standard format.
     ///
     /// A component whose XSTATE_BV bit is clear, or which the area is too short to hold, has its initial value: zero.
     pub fn from_xsave(area: &[u8], layout: XsaveLayout, xcr0: u64, xss: u64) -> Self {
@@ -207,6 +213,15 @@ mod tests {
         assert_eq!(state.element(1, 1, 4), Some(0x1111_1111));
         assert_eq!(state.element(1, 8, 8), None);
         assert_eq!(state.element(1, usize::MAX, 8), None);
+    }
+
+    #[test]
+    fn the_words_of_kvm_are_bytes_in_order() {
+        let mut xsave = kvm_xsave::default();
+        xsave.region[128] = 2;
+        xsave.region[40] = 0x0403_0201;
+        let state = ExtendedState::from_kvm(&xsave, layout(), 3, 0);
+        assert_eq!(state.vectors[0][..4], [1, 2, 3, 4]);
     }
 
     #[test]

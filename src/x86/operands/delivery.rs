@@ -2,11 +2,11 @@
 //!
 //! SDM volume 3, 6.12.1 (protected mode) and 6.14 (64-bit mode).
 
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic};
 
 use super::super::state::CpuState;
 use super::super::walk::PhysRead;
-use super::{Access, AccessKind, Context, Reason};
+use super::{Access, AccessKind, Context};
 
 /// An event on its way to its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ fn add(list: &mut Vec<Access>, kind: AccessKind, address: u64, size: u32) {
 /// The list ends where a table cannot be read, since the rest depends on what stands there. Task gates and
 /// virtual-8086 frames are not listed beyond the gate.
 pub fn delivery_accesses(state: &CpuState, memory: &impl PhysRead, event: Delivery) -> Vec<Access> {
-    let instruction = iced_x86::Instruction::default();
-    let context = Context { state, memory, instruction: &instruction, accesses: Vec::new() };
+    let instruction = Instruction::default();
+    let context = Context::new(state, memory, &instruction);
     let mut list = Vec::new();
     let idt = state.sregs.idt.base;
     if !state.protected_mode() {
@@ -90,26 +90,24 @@ pub fn delivery_accesses(state: &CpuState, memory: &impl PhysRead, event: Delive
     list
 }
 
+/// The vector of INT, INT1, INT3 or of an INTO that finds an overflow; `None` for everything else.
+pub(super) fn vector(instruction: &Instruction, state: &CpuState) -> Option<u8> {
+    const RFLAGS_OF: u64 = 1 << 11;
+    match instruction.mnemonic() {
+        Mnemonic::Int => Some(instruction.immediate8()),
+        Mnemonic::Int1 => Some(1),
+        Mnemonic::Int3 => Some(3),
+        Mnemonic::Into if state.regs.rflags & RFLAGS_OF != 0 => Some(4),
+        _ => None,
+    }
+}
+
 impl<M: PhysRead> Context<'_, M> {
     /// INT, INT1, INT3 and INTO: the delivery is part of the instruction.
-    pub(super) fn software_interrupt(&mut self) -> Result<bool, Reason> {
-        let vector = match self.instruction.mnemonic() {
-            Mnemonic::Int1 => 1,
-            Mnemonic::Int3 => 3,
-            Mnemonic::Into => {
-                const RFLAGS_OF: u64 = 1 << 11;
-                if self.state.regs.rflags & RFLAGS_OF == 0 {
-                    return Ok(true);
-                }
-                4
-            }
-            _ => self.instruction.immediate8(),
-        };
-        self.accesses.extend(delivery_accesses(
-            self.state,
-            self.memory,
-            Delivery { vector, error_code: false },
-        ));
-        Ok(true)
+    pub(super) fn software_interrupt(&mut self) {
+        if let Some(vector) = vector(self.instruction, self.state) {
+            let event = Delivery { vector, error_code: false };
+            self.accesses.extend(delivery_accesses(self.state, self.memory, event));
+        }
     }
 }

@@ -135,7 +135,7 @@ impl<M: PhysRead> Context<'_, M> {
     }
 
     /// Linear address of the top of the stack.
-    fn stack_pointer(&self) -> u64 {
+    pub(in crate::x86) fn stack_pointer(&self) -> u64 {
         let rsp = match self.state.code_width().bits() {
             64 => self.state.regs.rsp,
             32 => self.state.regs.rsp & 0xffff_ffff,

@@ -1,6 +1,7 @@
 //! One row for each form of instruction.
 
-use super::tests::{CODE, list, shown};
+use super::harness::CODE;
+use super::tests::{list, shown};
 use super::*;
 
 #[test]

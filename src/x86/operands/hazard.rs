@@ -1,7 +1,7 @@
 //! What a single step would do beside the step.
 //!
 //! KVM steps by setting RFLAGS.TF, and some instructions show TF to the guest, lose the trap, or leave the guest.
-//! The stepper chooses its method by these classes.
+//! [`crate::x86::step`] chooses the method by these classes.
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -10,7 +10,7 @@ use iced_x86::{Instruction, Mnemonic};
 pub enum StepHazard {
     /// None: the trap comes after the instruction, and TF shows nowhere.
     None,
-    /// PUSHF stores TF: clear bit 8 of the word at the new top of the stack, unless the guest had set it.
+    /// PUSHF stores TF.
     PushesFlags,
     /// POPF loads TF: the guest's own value must stay.
     PopsFlags,

@@ -18,8 +18,8 @@ mod vectors;
 mod xsave;
 
 use iced_x86::{
-    CodeSize, Decoder, DecoderError, DecoderOptions, Formatter, Instruction, InstructionInfoFactory,
-    InstructionInfoOptions, IntelFormatter, OpAccess, Register, UsedMemory,
+    Code, CodeSize, Decoder, DecoderError, DecoderOptions, Formatter, Instruction, InstructionInfoFactory,
+    InstructionInfoOptions, IntelFormatter, Mnemonic, OpAccess, Register, UsedMemory,
 };
 use thiserror::Error;
 
@@ -137,9 +137,33 @@ impl Operands {
         text
     }
 
-    /// Linear address of the next instruction in program order.
+    /// Instruction pointer of the next instruction in program order.
     pub fn next_rip(&self) -> u64 {
         self.instruction.next_ip()
+    }
+
+    pub(super) fn instruction(&self) -> &Instruction {
+        &self.instruction
+    }
+
+    /// Bytes of each word that POPF or IRET pops.
+    pub(super) fn popped_word(&self) -> Option<u64> {
+        Some(match self.instruction.code() {
+            Code::Popfw | Code::Iretw => 2,
+            Code::Popfd | Code::Iretd => 4,
+            Code::Popfq | Code::Iretq | Code::Uiret => 8,
+            _ => return None,
+        })
+    }
+
+    /// Whether this is SYSRET, in either width.
+    pub(super) fn is_sysret(&self) -> bool {
+        matches!(self.instruction.mnemonic(), Mnemonic::Sysret | Mnemonic::Sysretq)
+    }
+
+    /// The vector of INT, INT1, INT3 or of an INTO that finds an overflow.
+    pub(super) fn interrupt_vector(&self, state: &CpuState) -> Option<u8> {
+        delivery::vector(&self.instruction, state)
     }
 }
 
@@ -225,7 +249,7 @@ pub fn operands(state: &CpuState, memory: &impl PhysRead) -> Result<Operands, Un
         };
         return Err(unresolved(reason, code.len()));
     }
-    let mut context = Context { state, memory, instruction: &instruction, accesses: Vec::new() };
+    let mut context = Context::new(state, memory, &instruction);
     context.linear(AccessKind::Fetch, fetched.address, instruction.len() as u32);
     let repeat = strings::repeat(state, &instruction);
     context.enumerate().map_err(|reason| unresolved(reason, instruction.len()))?;
@@ -241,14 +265,18 @@ pub fn operands(state: &CpuState, memory: &impl PhysRead) -> Result<Operands, Un
 }
 
 /// The instruction being listed.
-struct Context<'a, M> {
+pub(super) struct Context<'a, M> {
     state: &'a CpuState,
     memory: &'a M,
     instruction: &'a Instruction,
     accesses: Vec<Access>,
 }
 
-impl<M: PhysRead> Context<'_, M> {
+impl<'a, M: PhysRead> Context<'a, M> {
+    pub(super) fn new(state: &'a CpuState, memory: &'a M, instruction: &'a Instruction) -> Self {
+        Self { state, memory, instruction, accesses: Vec::new() }
+    }
+
     fn enumerate(&mut self) -> Result<(), Reason> {
         if self.strings() || self.special()? || self.xsave()? || self.vectors()? {
             return Ok(());
@@ -337,7 +365,7 @@ impl<M: PhysRead> Context<'_, M> {
     }
 
     /// Reads guest memory through the page tables; `None` where a byte is not mapped.
-    fn read<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
+    pub(super) fn read<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
         let mut bytes = [0; N];
         let paging = self.state.paging();
         let mut done = 0;
@@ -363,6 +391,9 @@ fn kind_of(access: OpAccess) -> Option<AccessKind> {
         OpAccess::None | OpAccess::NoMemAccess => None,
     }
 }
+
+#[cfg(test)]
+pub(super) mod harness;
 
 #[cfg(test)]
 #[path = "operands_test.rs"]

@@ -46,7 +46,7 @@ impl<M: PhysRead> Context<'_, M> {
             }
             // Virtual machines inside the guest are not offered: see `cpuid`.
             Vmrun | Vmload | Vmsave | Vmlaunch | Vmresume | Skinit => return Err(Reason::NotModelled),
-            Int | Int1 | Int3 | Into => return self.software_interrupt(),
+            Int | Int1 | Int3 | Into => self.software_interrupt(),
             _ => return Ok(false),
         }
         Ok(true)
