@@ -4,6 +4,7 @@ use super::manifest::{DEFAULT_KERNEL, NESTED_KERNEL};
 use super::material::{FETCH_REMEDY, Material, Qemu, SystemRoot, find_on_path, first_number};
 use super::probe::{self, Kvm};
 use super::resources::Resources;
+use serde::Serialize;
 use std::fmt;
 use std::process::{Command, Stdio};
 
@@ -31,7 +32,8 @@ const TOOLS: [Tool; 6] = [
 ];
 
 /// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Mark {
     /// All is well.
     Ok,
@@ -42,7 +44,7 @@ pub enum Mark {
 }
 
 /// One line of the report.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// How it ended.
     pub mark: Mark,
@@ -55,7 +57,7 @@ pub struct Check {
 }
 
 /// All checks, and whether machines can run here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The checks, in order.
     pub checks: Vec<Check>,

@@ -119,7 +119,7 @@ pub fn serve(service: Service) -> Result<(), String> {
     };
     keeper.start().map_err(words("Cannot wait for events"))?;
     let result = keeper.run(owned, idle);
-    keeper.finish(result.is_ok());
+    keeper.finish(result.as_ref().err().map(String::as_str));
     result
 }
 
@@ -346,11 +346,11 @@ impl Keeper<'_> {
     }
 
     /// Ends level 1: new front ends find nobody, commands are told to end, file systems are written back.
-    fn finish(&mut self, in_order: bool) {
+    fn finish(&mut self, failure: Option<&str>) {
         self.listener = None;
         let clients: Vec<ClientId> = self.clients.keys().copied().collect();
-        if !in_order {
-            for route in self.router.agent_gone("The software KVM host has ended; see its log") {
+        if let Some(reason) = failure {
+            for route in self.router.agent_gone(&format!("The software KVM host has ended: {reason}")) {
                 self.go(route);
             }
             for client in self.clients.values_mut() {

@@ -3,7 +3,10 @@
 use crate::fetch;
 use anyhow::{Context, Result};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, ExitStatus};
+
+/// The package of the tests that boot machines.
+const END_TO_END: &str = "aconite-tests";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -18,15 +21,30 @@ pub struct Arguments {
 
 /// Runs the command; the exit status is that of `cargo test`.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    if !arguments.quick {
+    let mut test = cargo();
+    test.args(["test", "--workspace"]);
+    if arguments.quick {
+        test.args(["--exclude", END_TO_END]);
+    } else {
         fetch::run(&fetch::Arguments::default())?;
+        // The end-to-end tests start the program, which cargo test alone does not build.
+        let built = cargo().args(["build", "--package", "aconite"]).status().context("Cannot start cargo")?;
+        if !built.success() {
+            return Ok(exit_code(built));
+        }
     }
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["test", "--workspace"])
-        .args(&arguments.rest)
+    let status = test.args(&arguments.rest).status().context("Cannot start cargo")?;
+    Ok(exit_code(status))
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
         .env("ACONITE_MATERIAL", fetch::material_root())
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
-        .status()
-        .context("Cannot start cargo")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));
+    cargo
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

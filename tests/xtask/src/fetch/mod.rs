@@ -12,6 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use apt::{Apt, Download};
 use catalog::{CATALOG, Entry, Kind, left_out};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
@@ -59,17 +61,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return verify(&root, &chosen, !arguments.names.is_empty());
     }
     let missing = |entry: &&Entry| arguments.force || read_item(&root, entry.name).is_none();
-    if !chosen.iter().any(missing) {
+    let work = root.join("incomplete");
+    if !chosen.iter().any(missing) && !work.exists() {
         return Ok(());
     }
     let _lock = lock(&root)?;
     // Another run may have got it while this one waited.
     let wanted: Vec<&Entry> = chosen.into_iter().filter(missing).collect();
-    let work = root.join("incomplete");
+    // Of a run that was killed.
     remove(&work)?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
     fs::create_dir_all(&work).with_context(|| format!("Cannot create {}", work.display()))?;
+    let mut releases = BTreeMap::new();
     for entry in wanted {
-        get(&root, &work, entry).with_context(|| format!("Cannot get {} ({})", entry.name, entry.purpose))?;
+        get(&root, &work, entry, &mut releases)
+            .with_context(|| format!("Cannot get {} ({})", entry.name, entry.purpose))?;
         write_manifest(&root)?;
     }
     remove(&work)
@@ -131,11 +139,17 @@ fn lock(root: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
-fn get(root: &Path, work: &Path, entry: &Entry) -> Result<()> {
+fn get(root: &Path, work: &Path, entry: &Entry, releases: &mut BTreeMap<&'static str, Apt>) -> Result<()> {
     eprintln!("fetch: {}: {}, from Debian {}", entry.name, entry.purpose, entry.suite);
-    let apt = Apt::new(&work.join("apt"), entry.suite)?;
     let bar = progress("reading the package list");
-    apt.update()?;
+    let apt = match releases.entry(entry.suite) {
+        Slot::Occupied(known) => &*known.into_mut(),
+        Slot::Vacant(new) => {
+            let apt = Apt::new(&work.join("apt"), entry.suite)?;
+            apt.update()?;
+            &*new.insert(apt)
+        }
+    };
     let packages: &[&str] = match &entry.kind {
         Kind::Kernel { package, .. } => &[*package],
         Kind::Root { packages, .. } => packages,
@@ -147,7 +161,7 @@ fn get(root: &Path, work: &Path, entry: &Entry) -> Result<()> {
     let debs = work.join("debs");
     remove(&debs)?;
     fs::create_dir_all(&debs).with_context(|| format!("Cannot create {}", debs.display()))?;
-    download(&apt, &list, &debs)?;
+    download(apt, &list, &debs)?;
 
     let tree = work.join("tree");
     remove(&tree)?;
