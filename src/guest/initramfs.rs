@@ -410,8 +410,6 @@ impl<'a> Packer<'a> {
 
     fn modules(&mut self, directory: &Path, requests: &[ModuleRequest]) -> Result<(), PackError> {
         let kernel = ModuleTree::open(directory)?;
-        let release = kernel.release();
-        let place = Path::new("/lib/modules").join(&release);
         let mut packed: Vec<Module> = Vec::new();
         for request in
             requests.iter().filter(|request| request.load && (request.needed || kernel.has(&request.name)))
@@ -426,6 +424,9 @@ impl<'a> Packer<'a> {
                 kernel.add(name, &mut packed)?;
             }
         }
+        // A guest without modules needs no directory for them.
+        let Some(release) = packed.first().map(|module| module.release.as_str()) else { return Ok(()) };
+        let place = Path::new("/lib/modules").join(release);
         let mut list = Vec::new();
         for module in &packed[..loaded] {
             config::escape(place.join(&module.path).as_os_str().as_encoded_bytes(), &mut list);

@@ -81,13 +81,15 @@ fn the_command_is_packed_if_busybox_does_not_have_it() {
 #[test]
 fn files_shares_and_modules_are_packed() {
     let directory = tempfile::tempdir().unwrap();
-    let modules = directory.path().join("9.9-test");
+    // Named after nothing: the modules themselves say what they are for.
+    let modules = directory.path().join("built");
+    const MAGIC: &str = "vermagic=9.9-test SMP preempt mod_unload";
     fs::create_dir_all(modules.join("kernel")).unwrap();
     fs::write(modules.join("modules.builtin"), "kernel/virtio_pci.ko\n").unwrap();
-    fs::write(modules.join("kernel/virtio_console.ko"), module(&["depends="])).unwrap();
-    fs::write(modules.join("kernel/nfit.ko"), module(&["depends=lib-nd"])).unwrap();
-    fs::write(modules.join("kernel/lib-nd.ko"), module(&["depends="])).unwrap();
-    fs::write(modules.join("kernel/nd_pmem.ko"), module(&["depends=lib_nd"])).unwrap();
+    fs::write(modules.join("kernel/virtio_console.ko"), module(&["depends=", MAGIC])).unwrap();
+    fs::write(modules.join("kernel/nfit.ko"), module(&["depends=lib-nd", MAGIC])).unwrap();
+    fs::write(modules.join("kernel/lib-nd.ko"), module(&["depends=", MAGIC])).unwrap();
+    fs::write(modules.join("kernel/nd_pmem.ko"), module(&["depends=lib_nd", MAGIC])).unwrap();
     fs::write(modules.join("kernel/ext4.ko"), module(&["depends=", "alias=fs-ext4"])).unwrap();
     let file = directory.path().join("file");
     fs::write(&file, "text").unwrap();

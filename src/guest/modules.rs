@@ -85,6 +85,8 @@ pub struct Module {
     pub depends: Vec<String>,
     /// What the kernel asks for when it wants this module.
     pub aliases: Vec<String>,
+    /// Release of the kernel that it was built for (the first word of `vermagic`); empty if it does not say.
+    pub release: String,
 }
 
 /// The name of a module as the kernel writes it: `-` and `_` are the same.
@@ -155,12 +157,6 @@ impl ModuleTree {
         Ok(ModuleTree { directory: directory.into(), files, builtin })
     }
 
-    /// The kernel's release: the name of the directory.
-    pub fn release(&self) -> String {
-        let directory = fs::canonicalize(&self.directory).unwrap_or_else(|_| self.directory.clone());
-        directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
     /// The kernel has this module, in itself or as a file.
     pub fn has(&self, name: &str) -> bool {
         let name = normalize(name);
@@ -204,6 +200,8 @@ impl ModuleTree {
         let mut depends: Vec<String> =
             listed.split(',').filter(|name| !name.is_empty()).map(normalize).collect();
         let aliases = values("alias");
+        let magic = values("vermagic").join("");
+        let release = magic.split_whitespace().next().unwrap_or_default().to_owned();
         let soft = values("softdep");
         let (before, after) = soft_dependencies(&soft);
         for dependency in &depends {
@@ -213,7 +211,14 @@ impl ModuleTree {
             self.add_for(&wanted, Some(name), modules, on_the_way)?;
         }
         depends.retain(|dependency| !self.builtin.contains(dependency));
-        modules.push(Module { name: name.into(), path: uncompressed_path(file), image, depends, aliases });
+        modules.push(Module {
+            name: name.into(),
+            path: uncompressed_path(file),
+            image,
+            depends,
+            aliases,
+            release,
+        });
         for wanted in after.iter().flat_map(|wanted| self.providers(wanted)) {
             self.add_for(&wanted, Some(name), modules, on_the_way)?;
         }

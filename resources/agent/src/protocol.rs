@@ -98,7 +98,7 @@ pub enum Role {
 /// Who speaks, and for which session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// [`VERSION`] of the sender.
+    /// [`VERSION`] of the sender. If it is another one, the fields after the nonce are not those of the sender.
     pub version: u32,
     /// The host's choice for its session, not 0; from the agent the nonce that it answers, 0 if none.
     pub nonce: u64,

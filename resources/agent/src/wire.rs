@@ -266,6 +266,20 @@ impl<'a> Fields<'a> {
         }
         let version = self.u32()?;
         let nonce = u64::from_le_bytes(self.take(8)?.try_into().ok()?);
+        if version != VERSION {
+            // What follows is that version's business; whoever reads it needs to know no more.
+            self.bytes = &[];
+            let (release, kernel) = (String::new(), String::new());
+            return Some(Hello {
+                version,
+                nonce,
+                role: Role::Process,
+                kvm: false,
+                release,
+                kernel,
+                notes: Vec::new(),
+            });
+        }
         let role = match self.u8()? {
             0 => Role::Host,
             1 => Role::Guest,

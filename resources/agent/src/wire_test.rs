@@ -17,7 +17,7 @@ fn hello() -> impl Strategy<Value = Hello> {
     let role = prop_oneof![Just(Role::Host), Just(Role::Guest), Just(Role::NestedHost), Just(Role::Process)];
     let words = ".{0,30}";
     let notes = prop::collection::vec(words, 0..4);
-    (any::<u32>(), any::<u64>(), role, any::<bool>(), words, words, notes).prop_map(
+    (Just(VERSION), any::<u64>(), role, any::<bool>(), words, words, notes).prop_map(
         |(version, nonce, role, kvm, release, kernel, notes)| Hello {
             version,
             nonce,
@@ -177,4 +177,19 @@ fn a_list_that_claims_more_than_the_frame_holds_is_refused() {
     let mut decoder = Decoder::new();
     decoder.push(&wire);
     assert_eq!(decoder.next(), Err(ProtocolError::Malformed(EXEC)));
+}
+
+#[test]
+fn a_hello_of_another_version_says_so() {
+    let mut wire = Vec::new();
+    session_hello(9).encode(&mut wire).unwrap();
+    let version = HEADER + MAGIC.len();
+    wire[version..version + 4].copy_from_slice(&77u32.to_le_bytes());
+    wire.truncate(version + 12);
+    let length = wire.len() as u32 - 4;
+    wire[..4].copy_from_slice(&length.to_le_bytes());
+    let mut decoder = Decoder::new();
+    decoder.push(&wire);
+    let Some(Frame { message: Message::Hello(hello), .. }) = decoder.next().unwrap() else { panic!() };
+    assert_eq!((hello.version, hello.nonce), (77, 9));
 }
