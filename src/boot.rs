@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use aconite_acpi::layout;
+use aconite_devices::reset_control::{RESET_VECTOR, RESET_VECTOR_CODE};
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::cmdline::Cmdline;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
@@ -127,7 +128,7 @@ pub enum Entry {
 /// The E820 map of a machine with these RAM ranges.
 pub fn e820(ram: &[Range<u64>]) -> Vec<(Range<u64>, u32)> {
     let reserved = [
-        (layout::RSDP_BASE..layout::RSDP_BASE + layout::RSDP_RESERVED, E820_RESERVED),
+        (layout::RSDP_BASE..layout::TABLES_BASE, E820_RESERVED),
         (layout::TABLES_BASE..layout::MAILBOX_BASE, E820_ACPI),
         (layout::MAILBOX_BASE..layout::ACPI_END, E820_NVS),
     ];
@@ -275,10 +276,11 @@ fn write_start_info(
         .map_err(|_| BootError::NoRoom { needed: MEMORY_MAP, available: 0 })
 }
 
-/// Writes the tables that the start state needs: a GDT, and page tables that map the first 4 GiB onto
-/// themselves.
-pub fn write_start_tables(memory: &GuestMemoryMmap) -> Result<(), BootError> {
+/// Writes what firmware leaves behind: a GDT, page tables that map the first 4 GiB onto themselves, and the
+/// code at the reset vector.
+pub fn write_start_state(memory: &GuestMemoryMmap) -> Result<(), BootError> {
     let write = |value: u64, at: u64| memory.write_obj(value, GuestAddress(at)).map_err(BootError::Memory);
+    memory.write_slice(&RESET_VECTOR_CODE, GuestAddress(RESET_VECTOR)).map_err(BootError::Memory)?;
     for (index, descriptor) in gdt().into_iter().enumerate() {
         write(descriptor, layout::BOOT_GDT + 8 * index as u64)?;
     }
@@ -336,6 +338,9 @@ mod tests {
     use super::*;
     use vm_memory::GuestMemoryBackend;
 
+    const RAM: Range<u64> = 0..64 << 20;
+    const SMALL: Range<u64> = 0..32 << 20;
+
     #[test]
     fn the_memory_map_is_ordered_and_leaves_firmware_out_of_ram() {
         let map = e820(&[0..0xc000_0000, 0x1_0000_0000..0x1_4000_0000]);
@@ -359,10 +364,10 @@ mod tests {
         let path = dir.path().join("vmlinuz");
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
         let image = Image { kernel: &path, initrd: &[], command_line: "" };
-        assert!(matches!(load(&memory, &[0..64 << 20], &image), Err(BootError::Read { .. })));
+        assert!(matches!(load(&memory, std::slice::from_ref(&RAM), &image), Err(BootError::Read { .. })));
         for content in [&b"MZ"[..], &[0; 4096], b"\x7fELF\x02\x01\x01"] {
             std::fs::write(&path, content).unwrap();
-            let error = load(&memory, &[0..64 << 20], &image).unwrap_err();
+            let error = load(&memory, std::slice::from_ref(&RAM), &image).unwrap_err();
             assert!(error.to_string().contains("vmlinuz"), "{error}");
         }
     }
@@ -370,12 +375,12 @@ mod tests {
     #[test]
     fn an_initrd_that_does_not_fit_is_refused_with_both_sizes() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap();
-        let error = place_initrd(&memory, &[0..32 << 20], &[0; 8 << 20], 28 << 20, u64::MAX).unwrap_err();
+        let error = place_initrd(&memory, std::slice::from_ref(&SMALL), &[0; 8 << 20], 28 << 20, u64::MAX).unwrap_err();
         assert_eq!(
             error.to_string(),
             "Kernel and initial RAM disk need 0x2400000 bytes below 3 GiB and the machine has 0x2000000; give it more --memory"
         );
-        let placed = place_initrd(&memory, &[0..32 << 20], &[7; 5000], 28 << 20, 0x01ff_ffff).unwrap();
+        let placed = place_initrd(&memory, std::slice::from_ref(&SMALL), &[7; 5000], 28 << 20, 0x01ff_ffff).unwrap();
         assert_eq!(placed, 0x1ffe000..0x1ffe000 + 5000);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1ffe000)).unwrap(), 7);
         assert_eq!(memory.num_regions(), 1);

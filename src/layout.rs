@@ -67,10 +67,9 @@ impl Layout {
         let bits = address_bits.min(MOST_ADDRESS_BITS);
         let top = 1u64 << bits;
         let limit = top - top / 4;
-        let mut ram = vec![0..memory.min(LOW_RAM_END)];
-        if memory > LOW_RAM_END {
-            ram.push(HIGH_RAM_BASE..HIGH_RAM_BASE + (memory - LOW_RAM_END));
-        }
+        let low = 0..memory.min(LOW_RAM_END);
+        let high = HIGH_RAM_BASE..HIGH_RAM_BASE + memory.saturating_sub(LOW_RAM_END);
+        let ram: Vec<_> = [low, high].into_iter().filter(|range| !range.is_empty()).collect();
         let ram_end = ram.last().map_or(0, |r| r.end).max(HIGH_RAM_BASE);
 
         let mut windows: Vec<Option<Range<u64>>> = Vec::with_capacity(units.len());

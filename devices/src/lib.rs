@@ -14,6 +14,7 @@ pub mod nvdimm;
 pub mod pci;
 pub mod platform;
 pub mod pm_timer;
+pub mod reset_control;
 pub mod rtc;
 pub mod serial;
 pub mod virtio;

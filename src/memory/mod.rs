@@ -4,6 +4,7 @@
 //! protected; the monitor and its devices use the *alias map*, which never traps. A memslot is never
 //! punched to make poison.
 
+pub mod backing;
 mod guest_map;
 mod poison;
 mod ranges;

@@ -256,10 +256,24 @@ impl Region {
         if state.departed { state.map.fill_with_ones(page) } else { state.map.open(page..page + PAGE_SIZE) }
     }
 
-    /// Undoes [`Self::open_page`].
+    /// Undoes [`Self::open_page`], unless the page was cleaned meanwhile.
     pub fn shut_page(&self, page: u64) -> Result<(), MapError> {
         let state = self.state();
-        if state.departed { state.map.forget(page) } else { state.map.shut(page..page + PAGE_SIZE) }
+        if state.departed {
+            state.map.forget(page)
+        } else if state.guarded.intersects(page..page + PAGE_SIZE) {
+            state.map.shut(page..page + PAGE_SIZE)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Writes what the guest has changed back to the file, and waits for it.
+    pub fn flush(&self) -> std::io::Result<()> {
+        match self.alias.file_offset() {
+            Some(file) if self.writable => file.file().sync_data(),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the memory away: from now on every access traps, and finds ones.

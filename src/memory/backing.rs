@@ -1,0 +1,113 @@
+//! Files that hold guest memory.
+
+use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Why a file cannot hold guest memory.
+#[derive(Debug, Error)]
+pub enum BackingError {
+    /// Anonymous memory could not be had.
+    #[error("Cannot make {size:#x} bytes of memory")]
+    Anonymous {
+        /// Bytes asked for.
+        size: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file could not be opened, created or sized.
+    #[error("Cannot open {path} for a memory device")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another process uses it.
+    #[error("{path} is in use by another machine; end that one, or use a copy")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// `size` bytes of shared memory that exist as long as the file is open; `name` shows in /proc.
+pub fn anonymous(name: &CStr, size: u64) -> Result<File, BackingError> {
+    // SAFETY: the name is a valid C string; the flags are constants.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(BackingError::Anonymous { size, source: io::Error::last_os_error() });
+    }
+    // SAFETY: the descriptor was just made and nobody else owns it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size).map_err(|source| BackingError::Anonymous { size, source })?;
+    Ok(file)
+}
+
+/// Opens `path` as `size` bytes of guest memory and locks it against other machines for as long as it is
+/// open: shared if it is only read, exclusive otherwise. `create` makes a missing file, sparse.
+pub fn open(path: &Path, size: u64, writable: bool, create: bool) -> Result<File, BackingError> {
+    let failed = |source| BackingError::Open { path: path.to_owned(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .create(create && writable)
+        .open(path)
+        .map_err(failed)?;
+    lock(&file, writable).map_err(|source| match source.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => BackingError::InUse { path: path.to_owned() },
+        _ => failed(source),
+    })?;
+    let length = file.metadata().map_err(failed)?.len();
+    if create && length < size {
+        file.set_len(size).map_err(failed)?;
+    }
+    Ok(file)
+}
+
+/// Takes the whole file's open-file-description lock, which ends with the last descriptor of this opening.
+pub fn lock(file: &File, exclusive: bool) -> io::Result<()> {
+    // SAFETY: all-zero is a valid `flock`: from the start, to the end, no process id.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open and the structure outlives the call.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writable_file_has_one_user_and_a_read_only_one_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p0");
+        let first = open(&path, 8192, true, true).unwrap();
+        assert_eq!(first.metadata().unwrap().len(), 8192);
+        for writable in [true, false] {
+            let error = open(&path, 8192, writable, false).unwrap_err();
+            assert!(matches!(error, BackingError::InUse { .. }), "{error}");
+        }
+        drop(first);
+        let _one = open(&path, 8192, false, false).unwrap();
+        let _two = open(&path, 8192, false, false).unwrap();
+        assert!(matches!(open(&path, 8192, true, false), Err(BackingError::InUse { .. })));
+    }
+
+    #[test]
+    fn nothing_is_created_without_being_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p0");
+        assert!(matches!(open(&path, 8192, true, false), Err(BackingError::Open { .. })));
+        assert!(!path.exists());
+        assert_eq!(anonymous(c"ram", 1 << 40).unwrap().metadata().unwrap().len(), 1 << 40);
+    }
+}
