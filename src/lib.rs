@@ -10,6 +10,8 @@ pub mod guest;
 pub mod host;
 pub mod kvm;
 pub mod layout;
+pub mod machine;
 pub mod memory;
+pub mod run;
 pub mod units;
 pub mod x86;

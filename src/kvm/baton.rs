@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Kick;
 
@@ -54,14 +54,16 @@ impl Baton {
         *self.gates[cpu].kick.lock().unwrap_or_else(PoisonError::into_inner) = kick;
     }
 
-    /// A vCPU is about to run: waits while somebody holds the baton.
-    pub fn enter(&self, cpu: usize) -> Result<(), Stopped> {
+    /// A vCPU is about to run: waits while somebody holds the baton, and returns how long it waited.
+    pub fn enter(&self, cpu: usize) -> Result<Duration, Stopped> {
+        let mut waited = Duration::ZERO;
         loop {
             self.gates[cpu].running.store(true, Ordering::SeqCst);
             if !self.closed.load(Ordering::SeqCst) {
-                return Ok(());
+                return Ok(waited);
             }
             self.leave(cpu);
+            let since = Instant::now();
             let mut state = self.state();
             while state.held && !state.stopping {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -69,6 +71,7 @@ impl Baton {
             if state.stopping {
                 return Err(Stopped);
             }
+            waited += since.elapsed();
         }
     }
 
@@ -204,7 +207,7 @@ mod tests {
         let baton = Baton::new(1);
         let held = baton.take().unwrap();
         thread::scope(|scope| {
-            let waiter = scope.spawn(|| baton.enter(0));
+            let waiter = scope.spawn(|| baton.enter(0).map(|_| ()));
             let taker = scope.spawn(|| baton.take().map(|_| ()));
             baton.stop();
             assert_eq!(waiter.join().unwrap(), Err(Stopped));

@@ -75,6 +75,9 @@ pub struct KickTimer {
     timer: libc::timer_t,
 }
 
+// SAFETY: a timer id is a number to the kernel, valid in every thread of the process.
+unsafe impl Send for KickTimer {}
+
 impl KickTimer {
     /// A timer for the calling thread, not yet armed.
     pub fn new() -> io::Result<Self> {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::{
-    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
-    KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR,
-    KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, kvm_guest_debug, kvm_lapic_state, kvm_mp_state, kvm_regs,
-    kvm_sregs, kvm_vcpu_events,
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT,
+    KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_BLOCKIRQ,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_guest_debug, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
+    kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -29,6 +30,14 @@ pub enum RunError {
         cpu: u32,
         /// The system's answer.
         source: kvm_ioctls::Error,
+    },
+    /// The thread could not be prepared for kicks.
+    #[error("Cannot prepare the thread of vCPU {cpu}")]
+    Thread {
+        /// The vCPU.
+        cpu: u32,
+        /// The system's answer.
+        source: std::io::Error,
     },
     /// Another request failed.
     #[error(transparent)]
@@ -270,6 +279,24 @@ impl Vcpu {
         self.fd.get_sregs().map_err(KvmError::refused("to show system registers"))
     }
 
+    /// Sets segment and control registers.
+    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), KvmError> {
+        self.fd.set_sregs(sregs).map_err(KvmError::refused("system registers"))
+    }
+
+    /// Gives the guest its CPUID, and holds it to the paravirtual features named there.
+    pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
+        let list = CpuId::from_entries(entries)
+            .map_err(|_| KvmError::refused("CPUID")(kvm_ioctls::Error::new(libc::E2BIG)))?;
+        self.fd.set_cpuid2(&list).map_err(KvmError::refused("CPUID"))?;
+        let enforce = kvm_enable_cap {
+            cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+            args: [1, 0, 0, 0],
+            ..Default::default()
+        };
+        self.fd.enable_cap(&enforce).map_err(KvmError::refused("the bounds of paravirtual features"))
+    }
+
     /// Pending events.
     pub fn events(&self) -> Result<kvm_vcpu_events, KvmError> {
         self.fd.get_vcpu_events().map_err(KvmError::refused("to show pending events"))
@@ -288,6 +315,23 @@ impl Vcpu {
     /// Sets the state of the local APIC.
     pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<(), KvmError> {
         self.fd.set_lapic(lapic).map_err(KvmError::refused("the local APIC"))
+    }
+
+    /// The XSAVE area and XCR0.
+    pub fn xsave(&self) -> Result<(Vec<u8>, u64), KvmError> {
+        let area = self.fd.get_xsave().map_err(KvmError::refused("to show vector registers"))?;
+        let xcrs = self.fd.get_xcrs().map_err(KvmError::refused("to show extended control registers"))?;
+        let xcr0 = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|x| x.xcr == 0).map_or(1, |x| x.value);
+        Ok((area.region.iter().flat_map(|word| word.to_le_bytes()).collect(), xcr0))
+    }
+
+    /// Tells a guest with kvmclock that it stood still, so that its watchdogs do not complain
+    /// (KVM_KVMCLOCK_CTRL; `kvm_check_and_clear_guest_paused` in arch/x86/kernel/kvmclock.c).
+    pub fn was_paused(&self) {
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            // EINVAL: the guest does not use kvmclock.
+            tracing::debug!(%error, vcpu = self.id, "the guest was not told of a pause");
+        }
     }
 
     /// Wakes a halted vCPU, so that an injected exception is delivered.

@@ -1,17 +1,17 @@
 //! A virtual machine: memslots, interrupts, and the MSRs that the monitor keeps for itself.
 
-use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aconite_devices::irq::{IrqLine, MsiSink};
 use kvm_bindings::{
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN,
-    kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use thiserror::Error;
 
 use crate::memory::Region;
+use crate::x86::mca::MsrRange;
 
 /// Guest-physical addresses that KVM needs for itself on Intel hosts, below the boot ROM.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -55,9 +55,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Makes a virtual machine with its interrupt controllers, in which accesses to `monitor_msrs` (ranges
-    /// of MSR indices) come to the monitor.
-    pub fn new(monitor_msrs: &[RangeInclusive<u32>]) -> Result<Self, KvmError> {
+    /// Opens KVM, and checks that it can do all that is needed.
+    pub fn open() -> Result<Kvm, KvmError> {
         let kvm = Kvm::new().map_err(KvmError::Open)?;
         for (cap, capability) in [
             (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
@@ -74,6 +73,12 @@ impl Vm {
                 return Err(KvmError::Missing { capability });
             }
         }
+        Ok(kvm)
+    }
+
+    /// Makes a virtual machine with its interrupt controllers, in which accesses to `monitor_msrs` come to the
+    /// monitor.
+    pub fn new(kvm: Kvm, monitor_msrs: &[MsrRange]) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(KvmError::refused("a virtual machine"))?;
         fd.set_tss_address(TSS_ADDRESS).map_err(KvmError::refused("the TSS address"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS)
@@ -83,9 +88,17 @@ impl Vm {
         Ok(Self { kvm, fd: Arc::new(fd), slots: Arc::default() })
     }
 
-    /// The system handle, for what is asked of KVM rather than of a machine.
-    pub fn kvm(&self) -> &Kvm {
-        &self.kvm
+    /// Whether the local APIC timer has the deadline mode.
+    pub fn has_tsc_deadline_timer(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+
+    /// What KVM can show of this host's processor.
+    pub fn supported_cpuid(kvm: &Kvm) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
+        let list = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::refused("to show the CPUID it supports"))?;
+        Ok(list.as_slice().to_vec())
     }
 
     /// Makes vCPU `id`.
@@ -121,22 +134,22 @@ impl Vm {
     }
 }
 
-fn own_msrs(fd: &VmFd, ranges: &[RangeInclusive<u32>]) -> Result<(), KvmError> {
+fn own_msrs(fd: &VmFd, ranges: &[MsrRange]) -> Result<(), KvmError> {
     fd.enable_cap(&kvm_enable_cap {
         cap: KVM_CAP_X86_USER_SPACE_MSR,
         args: [u64::from(KVM_MSR_EXIT_REASON_FILTER | KVM_MSR_EXIT_REASON_UNKNOWN), 0, 0, 0],
         ..Default::default()
     })
     .map_err(KvmError::refused("MSR exits"))?;
-    let longest = ranges.iter().map(|r| r.clone().count()).max().unwrap_or(0);
-    let denied = vec![0u8; longest.div_ceil(8)];
+    let longest = ranges.iter().map(|range| range.count).max().unwrap_or(0);
+    let denied = vec![0u8; longest.div_ceil(8) as usize];
     let filters: Vec<_> = ranges
         .iter()
         .map(|range| MsrFilterRange {
             flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
-            base: *range.start(),
-            msr_count: range.clone().count() as u32,
-            bitmap: &denied[..range.clone().count().div_ceil(8)],
+            base: range.base,
+            msr_count: range.count,
+            bitmap: &denied[..range.count.div_ceil(8) as usize],
         })
         .collect();
     fd.set_msr_filter(MsrFilterDefaultAction::ALLOW, &filters).map_err(KvmError::refused("the MSR filter"))

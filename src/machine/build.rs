@@ -1,0 +1,439 @@
+//! Putting a machine together: memory, firmware tables, devices, vCPUs, kernel.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use aconite_acpi::layout as fixed;
+use aconite_acpi::{AddressRange, Description, MemoryRange, Processor, Tables, UnitSlot};
+use aconite_devices::bus::{Bus, BusError, DeviceId};
+use aconite_devices::clock::Clock;
+use aconite_devices::dma::{Dma, PoisonView};
+use aconite_devices::nvdimm::{FlushHint, UnitTable, Units};
+use aconite_devices::pci::{BarWindows, DevFn, Ecam, HostBridge, PciError, PciRoot, PciWindow, assign_bars};
+use aconite_devices::platform::Platform;
+use aconite_devices::pm_timer::{PmTimer, Width};
+use aconite_devices::reset_control::{self, ResetControl};
+use aconite_devices::rtc::Rtc;
+use aconite_devices::serial::Serial;
+use aconite_devices::virtio::console::Console;
+use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
+
+use super::console::ConsoleSink;
+use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
+use crate::boot::{self, BootError, Image};
+use crate::command::EventBus;
+use crate::config::{self, CheckedPmem, Place};
+use crate::fault::{StaleLog, Traps};
+use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, Vm};
+use crate::layout::{Layout, LayoutError, UnitRequest};
+use crate::memory::backing::{self, BackingError};
+use crate::memory::{AddressSpace, Backing, MapError, Region, RegionKind, SpaceError};
+use crate::x86::cpuid::{self, CpuidConfig, Vendor};
+use crate::x86::mca::{McaConfig, McaState};
+use crate::x86::xstate::XsaveLayout;
+
+/// The console's device id; ids name devices in effects.
+pub const CONSOLE: DeviceId = DeviceId(1);
+const HOST_BRIDGE: DeviceId = DeviceId(0);
+/// Address bits of a machine that is only described: what the software KVM host has.
+const DEFAULT_ADDRESS_BITS: u8 = 40;
+/// Proximity domain of processors and RAM.
+const SYSTEM_NODE: u32 = 0;
+
+/// Why a machine could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Places.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// RAM's file.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// RAM's map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// RAM's place.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// A memory device.
+    #[error("Cannot add memory device {id}")]
+    Memory {
+        /// The device.
+        id: String,
+        /// What went wrong.
+        source: MemoryError,
+    },
+    /// A device's place.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A PCI device's place.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// A virtio device.
+    #[error(transparent)]
+    Virtio(#[from] TransportError),
+    /// Firmware tables.
+    #[error(transparent)]
+    Acpi(#[from] aconite_acpi::Error),
+    /// The kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Guest memory.
+    #[error("Cannot write firmware tables into guest memory")]
+    GuestMemory(#[from] GuestMemoryError),
+}
+
+/// What a machine is built from.
+#[derive(Debug)]
+pub struct Spec<'a> {
+    /// The description, complete and checked.
+    pub config: &'a config::Machine,
+    /// Sizes of the memory devices, in the order of the description.
+    pub pmem: &'a [CheckedPmem],
+    /// The kernel's release, where its image says.
+    pub kernel_release: Option<String>,
+    /// The initial RAM disk.
+    pub initrd: &'a [u8],
+    /// The kernel command line.
+    pub command_line: &'a str,
+    /// Where the serial line goes.
+    pub console: ConsoleSink,
+    /// The event stream.
+    pub events: EventBus,
+}
+
+/// What of a machine is placed where, before anything is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// RAM.
+    pub ram: Vec<Range<u64>>,
+    /// Places of NFIT units: those of the devices first, then the free ones.
+    pub windows: Vec<Window>,
+    /// The 64-bit PCI window.
+    pub pci64: Range<u64>,
+}
+
+impl Plan {
+    /// The plan of a machine whose devices have the sizes `pmem`.
+    pub fn new(
+        config: &config::Machine,
+        pmem: &[CheckedPmem],
+        address_bits: u8,
+    ) -> Result<Self, LayoutError> {
+        let mut requests: Vec<_> = config
+            .pmem
+            .iter()
+            .zip(pmem)
+            .map(|(device, checked)| UnitRequest {
+                size: checked.size.bytes(),
+                at: match device.at {
+                    Some(Place::Address(address)) => Some(address.0),
+                    _ => None,
+                },
+            })
+            .collect();
+        let free = UnitRequest { size: config.slots.size.bytes(), at: None };
+        requests.extend((0..config.slots.nfit).map(|_| free));
+        let layout = Layout::plan(config.memory.bytes(), &requests, address_bits)?;
+        let chosen = config.pmem.iter().map(|device| device.node);
+        let mut next = 1 + chosen.clone().flatten().max().unwrap_or(SYSTEM_NODE);
+        let mut nodes: Vec<_> = chosen.collect();
+        nodes.resize(requests.len(), None);
+        let windows = layout
+            .units
+            .into_iter()
+            .zip(nodes)
+            .map(|(range, node)| Window {
+                range,
+                node: node.unwrap_or_else(|| {
+                    next += 1;
+                    next - 1
+                }),
+            })
+            .collect();
+        Ok(Self { ram: layout.ram, windows, pci64: layout.pci64 })
+    }
+
+    /// The firmware's description of the machine; `occupants` are the units that are there at boot.
+    pub fn description(&self, config: &config::Machine, memory: &MemoryPlan) -> Description {
+        let range = |r: &Range<u64>| AddressRange { base: r.start, size: r.end - r.start };
+        Description {
+            processors: (0..config.cpus)
+                .map(|cpu| Processor { apic_id: cpu as u8, proximity: SYSTEM_NODE })
+                .collect(),
+            memory: self
+                .ram
+                .iter()
+                .map(|r| MemoryRange { range: range(r), proximity: SYSTEM_NODE })
+                .collect(),
+            pci_window64: Some(range(&self.pci64)),
+            pci_proximity: SYSTEM_NODE,
+            units: self
+                .windows
+                .iter()
+                .zip(memory.occupants.iter().cloned().chain(std::iter::repeat(None)))
+                .map(|(window, occupant)| UnitSlot {
+                    window: range(&window.range),
+                    proximity: window.node,
+                    occupant,
+                })
+                .collect(),
+            persistence: memory.persistence,
+            pm_timer: config.cpu.pm_timer,
+        }
+    }
+}
+
+/// What the firmware tables say of memory devices.
+#[derive(Clone, Debug)]
+pub struct MemoryPlan {
+    /// The units that are there at boot, in the order of the windows.
+    pub occupants: Vec<Option<aconite_acpi::PmemUnit>>,
+    /// How far stores must get.
+    pub persistence: aconite_acpi::Persistence,
+}
+
+/// Everything that [`super::Machine`] owns.
+pub struct Built {
+    /// vCPUs, not yet on threads.
+    pub vcpus: Vec<(Vcpu, McaState)>,
+    /// The baton.
+    pub baton: Arc<Baton>,
+    /// Devices behind ports.
+    pub ports: Arc<Bus>,
+    /// Devices in memory.
+    pub mmio: Arc<Bus>,
+    /// Who serves traps.
+    pub traps: Arc<Traps>,
+    /// The platform page.
+    pub platform: Arc<Mutex<Platform>>,
+    /// The agent's console.
+    pub console: Arc<Mutex<VirtioPci<Console>>>,
+    /// Memory devices.
+    pub memory: MemoryDevices,
+    /// Memslots of RAM; they only have to live.
+    pub _ram_slots: Vec<Slot>,
+    /// Exits to the monitor.
+    pub counts: Arc<ExitCounts>,
+    /// Firmware tables.
+    pub tables: Tables,
+}
+
+#[derive(Debug)]
+struct SpacePoison(Arc<AddressSpace>);
+
+impl PoisonView for SpacePoison {
+    fn poisoned(&self, gpa: u64, len: u64) -> Option<u64> {
+        self.0.first_poison(gpa, len)
+    }
+}
+
+/// The firmware tables of a machine, without building it: KVM is asked for its address bits where it is there.
+pub fn tables(config: &config::Machine, pmem: &[CheckedPmem]) -> Result<Tables, BuildError> {
+    let address_bits = Vm::open()
+        .and_then(|kvm| Vm::supported_cpuid(&kvm))
+        .map_or(DEFAULT_ADDRESS_BITS, |supported| cpuid::physical_bits(&supported));
+    let plan = Plan::new(config, pmem, address_bits)?;
+    let occupants = config
+        .pmem
+        .iter()
+        .zip(pmem)
+        .enumerate()
+        .map(|(unit, (device, checked))| {
+            Some(memory::firmware(device, checked.size.bytes(), unit, &plan.windows[unit]))
+        })
+        .collect();
+    let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
+    Ok(Tables::build(&plan.description(config, &memory_plan))?)
+}
+
+/// Builds the machine; the first vCPU stands at the kernel's first instruction.
+pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
+    let config = spec.config;
+    let kvm = Vm::open()?;
+    let supported = Vm::supported_cpuid(&kvm)?;
+    let mca = McaConfig::for_vendor(Vendor::of(&supported));
+    let vm = Arc::new(Vm::new(kvm, mca.msr_ranges())?);
+    let fds = (0..config.cpus).map(|cpu| vm.create_vcpu(cpu)).collect::<Result<Vec<_>, _>>()?;
+    let cpu_config = CpuidConfig {
+        vcpus: config.cpus,
+        vendor: None,
+        hypervisor: config.cpu.hypervisor,
+        erms: true,
+        mca,
+        tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
+        tsc_deadline: vm.has_tsc_deadline_timer(),
+        invariant_tsc: None,
+    };
+    let guest_cpuid = |cpu| cpuid::guest_cpuid(&supported, &cpu_config, cpu);
+    let first = guest_cpuid(0);
+    let physical_bits = cpuid::physical_bits(&first);
+    let plan = Plan::new(config, spec.pmem, physical_bits)?;
+
+    let space = Arc::new(AddressSpace::default());
+    let ram_slots = map_ram(&vm, &space, &plan.ram)?;
+    let baton = Baton::new(config.cpus as usize);
+    let units = Arc::new(UnitTable::new());
+    let stale = Arc::new(StaleLog::default());
+    let mut devices = MemoryDevices::new(Parts {
+        vm: vm.clone(),
+        space: space.clone(),
+        units: units.clone(),
+        events: spec.events.clone(),
+        stale: stale.clone(),
+        windows: plan.windows.clone(),
+        kernel: spec.kernel_release,
+    });
+    let mut occupants = Vec::new();
+    for (unit, (device, checked)) in config.pmem.iter().zip(spec.pmem).enumerate() {
+        let firmware = devices
+            .add(device, *checked, unit)
+            .map_err(|source| BuildError::Memory { id: device.id.clone(), source })?;
+        occupants.push(Some(firmware));
+    }
+
+    let dma = Dma::new(space.dma(), Arc::new(SpacePoison(space.clone())));
+    let wired = Devices::new(&vm, config, &plan, dma, units, spec.console)?;
+
+    let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
+    let tables = Tables::build(&plan.description(config, &memory_plan))?;
+    let guest = space.dma().memory();
+    guest.write_slice(&tables.blob(), GuestAddress(tables.blob_address()))?;
+    guest.write_slice(tables.rsdp(), GuestAddress(tables.rsdp_address()))?;
+    boot::write_start_state(&guest)?;
+    let image = Image { kernel: &config.kernel, initrd: spec.initrd, command_line: spec.command_line };
+    let entry = boot::load(&guest, &plan.ram, &image)?;
+
+    let counts = Arc::new(ExitCounts::default());
+    let mut vcpus = Vec::new();
+    for (cpu, fd) in (0..).zip(fds) {
+        let vcpu = Vcpu::new(cpu, fd, counts.clone());
+        let list = guest_cpuid(cpu);
+        vcpu.set_cpuid(&list)?;
+        if cpu == 0 {
+            let mut sregs = vcpu.sregs()?;
+            let regs = boot::start_registers(entry, &mut sregs);
+            vcpu.set_sregs(&sregs)?;
+            vcpu.set_regs(&regs)?;
+        }
+        vcpus.push((vcpu, McaState::new(mca)));
+    }
+    let traps = Arc::new(Traps {
+        space,
+        baton: baton.clone(),
+        events: spec.events,
+        stale,
+        physical_bits,
+        xsave: XsaveLayout::from_cpuid(&first),
+    });
+    Ok(Built {
+        vcpus,
+        baton,
+        ports: Arc::new(wired.ports),
+        mmio: Arc::new(wired.mmio),
+        traps,
+        platform: wired.platform,
+        console: wired.console,
+        memory: devices,
+        _ram_slots: ram_slots,
+        counts,
+        tables,
+    })
+}
+
+/// One anonymous file holds all RAM, so that every line of it can be poisoned and every device reach it.
+fn map_ram(vm: &Vm, space: &AddressSpace, ranges: &[Range<u64>]) -> Result<Vec<Slot>, BuildError> {
+    let file = backing::anonymous(c"aconite-ram", ranges.iter().map(|r| r.end - r.start).sum())?;
+    let mut offset = 0;
+    let mut slots = Vec::new();
+    for range in ranges {
+        let len = range.end - range.start;
+        let file: File = file
+            .try_clone()
+            .map_err(|source| BackingError::Open { path: Path::new("aconite-ram").to_owned(), source })?;
+        let backing = Backing { file, offset, writable: true };
+        let region = Arc::new(Region::new("ram", RegionKind::Ram, range.start, len, backing)?);
+        space.insert(region.clone())?;
+        slots.push(vm.map(&region)?);
+        offset += len;
+    }
+    Ok(slots)
+}
+
+struct Devices {
+    ports: Bus,
+    mmio: Bus,
+    platform: Arc<Mutex<Platform>>,
+    console: Arc<Mutex<VirtioPci<Console>>>,
+}
+
+impl Devices {
+    fn new(
+        vm: &Vm,
+        config: &config::Machine,
+        plan: &Plan,
+        dma: Dma,
+        units: Arc<UnitTable>,
+        console: ConsoleSink,
+    ) -> Result<Self, BuildError> {
+        let mut ports = Bus::new();
+        let serial = Serial::new(vm.line(fixed::SERIAL_GSI), Box::new(console));
+        ports.insert("serial", fixed::SERIAL_PORT.into(), Serial::SIZE, Arc::new(Mutex::new(serial)))?;
+        let rtc = Rtc::new(wall_clock());
+        ports.insert("rtc", fixed::RTC_PORT.into(), Rtc::SIZE, Arc::new(Mutex::new(rtc)))?;
+        let reset = ResetControl::default();
+        ports.insert("reset", reset_control::PORT.into(), 1, Arc::new(Mutex::new(reset)))?;
+        if config.cpu.pm_timer {
+            let timer = PmTimer::new(monotonic_clock(), Width::Bits32);
+            ports.insert(
+                "pm-timer",
+                fixed::PM_TIMER_PORT.into(),
+                PmTimer::SIZE,
+                Arc::new(Mutex::new(timer)),
+            )?;
+        }
+
+        let mut mmio = Bus::new();
+        let platform = Arc::new(Mutex::new(Platform::new(vm.line(fixed::GED_GSI))));
+        mmio.insert("platform", fixed::PLATFORM_BASE, fixed::PLATFORM_SIZE, platform.clone())?;
+        let registers = Units::new(units.clone(), dma.clone());
+        mmio.insert("nvdimm", fixed::UNIT_BASE, Units::SIZE, Arc::new(Mutex::new(registers)))?;
+        for unit in 0..plan.windows.len() as u32 {
+            let hint = FlushHint::new(units.clone(), unit);
+            let name = format!("flush-hint{unit}");
+            mmio.insert(&name, fixed::flush_base(unit), fixed::FLUSH_SIZE, Arc::new(Mutex::new(hint)))?;
+        }
+
+        let root = PciRoot::new();
+        root.insert(None, DevFn::new(0, 0), HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
+        let wiring = Wiring { id: CONSOLE, dma, msi: vm.msi(), express: None };
+        let console = Console::new([aconite_agent::protocol::PORT_NAME]);
+        let console = Arc::new(Mutex::new(VirtioPci::new(console, wiring)?));
+        root.insert(None, DevFn::new(1, 0), CONSOLE, console.clone())?;
+        let low = fixed::PCI_MMIO32_BASE..fixed::PCI_MMIO32_BASE + fixed::PCI_MMIO32_SIZE;
+        assign_bars(&root, BarWindows { low: low.clone(), high: plan.pci64.clone() })?;
+        for (name, range) in [("pci32", low), ("pci64", plan.pci64.clone())] {
+            let window = PciWindow::new(root.clone(), range.start);
+            mmio.insert(name, range.start, range.end - range.start, Arc::new(Mutex::new(window)))?;
+        }
+        mmio.insert("ecam", fixed::ECAM_BASE, fixed::ECAM_SIZE, Arc::new(Mutex::new(Ecam::new(root))))?;
+        Ok(Self { ports, mmio, platform, console })
+    }
+}
+
+fn wall_clock() -> Clock {
+    Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
+}
+
+fn monotonic_clock() -> Clock {
+    let start = Instant::now();
+    Arc::new(move || start.elapsed())
+}

@@ -1,0 +1,188 @@
+//! What a vCPU thread does: run, serve the exit, run again.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use aconite_devices::bus::{Bus, Effect, Effects};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::fault::{Progress, TrapError, Traps};
+use crate::kvm::{Baton, Kick, RunError, Stopped, Vcpu, VcpuExitKind};
+use crate::x86::mca::McaState;
+
+/// A pause that the guest's watchdogs could notice.
+const NOTICED_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a vCPU thread tells the main loop.
+#[derive(Debug)]
+pub enum Message {
+    /// A device access left something to do.
+    Effect(Effect),
+    /// The vCPU cannot go on; the machine stops.
+    Ended {
+        /// The vCPU.
+        cpu: u32,
+        /// Why.
+        end: CpuEnd,
+    },
+}
+
+/// Why a vCPU cannot go on.
+#[derive(Debug)]
+pub enum CpuEnd {
+    /// A triple fault.
+    TripleFault,
+    /// KVM's emulator met something it does not know.
+    InternalError {
+        /// KVM_INTERNAL_ERROR_*.
+        suberror: u32,
+        /// Where.
+        rip: u64,
+    },
+    /// An exit without meaning here.
+    Unexpected(VcpuExitKind),
+    /// A trap without progress or an error in serving it.
+    Trap(TrapError),
+    /// KVM_RUN failed.
+    Run(RunError),
+}
+
+/// The way from vCPU threads to the main loop.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    sender: Sender<Message>,
+    wake: Arc<EventFd>,
+}
+
+impl Mailbox {
+    /// Messages go to `sender`; `wake` is written after each.
+    pub fn new(sender: Sender<Message>, wake: Arc<EventFd>) -> Self {
+        Self { sender, wake }
+    }
+
+    /// An effect that comes up in the main loop itself is applied in its next turn.
+    pub fn again(&self, effect: Effect) {
+        self.send(Message::Effect(effect));
+    }
+
+    fn send(&self, message: Message) {
+        if self.sender.send(message).is_ok()
+            && let Err(error) = self.wake.write(1)
+        {
+            tracing::error!(%error, "the main loop was not woken");
+        }
+    }
+}
+
+/// One vCPU with all it needs.
+pub struct Cpu {
+    /// The vCPU.
+    pub vcpu: Vcpu,
+    /// Its machine-check registers.
+    pub mca: McaState,
+    /// The baton of the machine.
+    pub baton: Arc<Baton>,
+    /// Devices behind ports.
+    pub ports: Arc<Bus>,
+    /// Devices in memory.
+    pub mmio: Arc<Bus>,
+    /// Who serves accesses to guarded memory.
+    pub traps: Arc<Traps>,
+    /// How traps go on.
+    pub progress: Progress,
+    /// The main loop.
+    pub mailbox: Mailbox,
+}
+
+impl Cpu {
+    /// Runs until the machine stops.
+    pub fn run(mut self) {
+        let id = self.vcpu.id() as usize;
+        match self.vcpu.on_this_thread() {
+            Ok(kick) => self.baton.set_kick(id, Some(kick)),
+            Err(error) => {
+                let end = CpuEnd::Run(RunError::Thread { cpu: self.vcpu.id(), source: error });
+                self.end(end);
+                return;
+            }
+        }
+        while let Ok(waited) = self.baton.enter(id) {
+            if waited >= NOTICED_PAUSE {
+                self.vcpu.was_paused();
+            }
+            let exit = self.vcpu.run();
+            self.baton.leave(id);
+            let end = match exit {
+                Ok(exit) => self.serve(exit),
+                Err(error) => Some(CpuEnd::Run(error)),
+            };
+            if let Some(end) = end {
+                self.end(end);
+                break;
+            }
+        }
+        self.baton.set_kick(id, None);
+        Kick::forget_this_thread();
+    }
+
+    fn end(&self, end: CpuEnd) {
+        self.baton.stop();
+        self.mailbox.send(Message::Ended { cpu: self.vcpu.id(), end });
+    }
+
+    fn serve(&mut self, exit: VcpuExitKind) -> Option<CpuEnd> {
+        let mut effects = Effects::new();
+        match exit {
+            VcpuExitKind::Io { port, size, write } => {
+                let ports = self.ports.clone();
+                for data in self.vcpu.io_data().chunks_mut(size.max(1)) {
+                    if write {
+                        ports.write(u64::from(port), data, &mut effects);
+                    } else {
+                        ports.read(u64::from(port), data);
+                    }
+                }
+            }
+            VcpuExitKind::Mmio { gpa, write } => {
+                let mmio = self.mmio.clone();
+                let data = self.vcpu.mmio_data();
+                if write {
+                    mmio.write(gpa, data, &mut effects);
+                } else {
+                    mmio.read(gpa, data);
+                }
+            }
+            VcpuExitKind::ReadMsr { index } => {
+                let value = self.mca.rdmsr(index).ok();
+                self.vcpu.finish_msr(value);
+            }
+            VcpuExitKind::WriteMsr { index, value } => {
+                let done = self.mca.wrmsr(index, value);
+                self.vcpu.finish_msr(done.ok().map(|()| 0));
+            }
+            VcpuExitKind::Fault { .. } => {
+                match self.traps.serve(&mut self.vcpu, &mut self.mca, &mut self.progress) {
+                    Ok(None) => {}
+                    Ok(Some(exit)) => return self.serve(exit),
+                    Err(TrapError::Stopped(Stopped)) => {}
+                    Err(error) => return Some(CpuEnd::Trap(error)),
+                }
+            }
+            VcpuExitKind::Interrupted | VcpuExitKind::Debug | VcpuExitKind::Halt => {}
+            VcpuExitKind::Shutdown => return Some(CpuEnd::TripleFault),
+            VcpuExitKind::InternalError { suberror } => {
+                let rip = self.vcpu.regs().map_or(0, |regs| regs.rip);
+                return Some(CpuEnd::InternalError { suberror, rip });
+            }
+            exit => return Some(CpuEnd::Unexpected(exit)),
+        }
+        for effect in effects {
+            if matches!(effect, Effect::PowerOff | Effect::Reset | Effect::Panicked) {
+                self.baton.stop();
+            }
+            self.mailbox.send(Message::Effect(effect));
+        }
+        None
+    }
+}

@@ -1,0 +1,719 @@
+//! The memory devices of a machine: which are there, which have gone, and what can be done to them.
+//!
+//! What changes maps or slots takes a [`Held`]: the caller shows that no vCPU runs.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
+use aconite_acpi::{AddressRange, DimmFlags, Persistence, PmemUnit};
+use aconite_devices::bus::lock;
+use aconite_devices::nvdimm::{Media, Unit, UnitConfig, UnitError, UnitTable};
+use aconite_devices::platform::Platform;
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use super::chain;
+use crate::command::{
+    ClearedBy, Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind,
+    Operation, OperationState, PoisonAdded, PoisonCleared, PoisonState, RemovalStep, RemoveMode,
+};
+use crate::config::{Channel, CheckedPmem, Place, Pmem, PmemSource, Via};
+use crate::fault::StaleLog;
+use crate::kvm::{Held, KvmError, Slot, Vm};
+use crate::memory::backing::{self, BackingError};
+use crate::memory::{AddressSpace, Backing, GuardError, LINE_SIZE, MapError, Region, RegionKind, SpaceError};
+use crate::units::ByteRange;
+
+/// Persistence that the platform capabilities promise: a store is durable once it has left the CPU cache
+/// for the file's page, and the flush hint writes that back.
+pub const PERSISTENCE: Persistence = Persistence::MemoryController;
+/// Most poisoned ranges in one answer.
+const MOST_RANGES: usize = 100_000;
+/// Maps that are left for everything but guards.
+const SPARE_MAPS: usize = 1000;
+/// First kernel whose nfit driver does not let go when its container departs.
+const FIRST_WITHOUT_CONTAINER: (u32, u32) = (7, 0);
+
+/// Why a memory device could not be added.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// Its file.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// Its map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Its place.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// Its memslot.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Its firmware.
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+}
+
+/// Where a unit may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Guest-physical addresses.
+    pub range: Range<u64>,
+    /// Proximity domain.
+    pub node: u32,
+}
+
+#[derive(Debug)]
+struct Device {
+    id: String,
+    pmem: Pmem,
+    unit: usize,
+    state: MemoryState,
+    region: Arc<Region>,
+    _slot: Slot,
+    channel: Channel,
+}
+
+/// All memory devices of a machine.
+#[derive(Debug)]
+pub struct MemoryDevices {
+    vm: Arc<Vm>,
+    space: Arc<AddressSpace>,
+    units: Arc<UnitTable>,
+    events: EventBus,
+    stale: Arc<StaleLog>,
+    windows: Vec<Window>,
+    kernel: Option<(u32, u32)>,
+    devices: Vec<Device>,
+    /// Memory without a file, kept under the device's id so that a reboot finds it again.
+    anonymous: HashMap<String, File>,
+    operations: Vec<Operation>,
+}
+
+/// What [`MemoryDevices`] needs of the machine.
+#[derive(Debug)]
+pub struct Parts {
+    /// The virtual machine.
+    pub vm: Arc<Vm>,
+    /// Its address space.
+    pub space: Arc<AddressSpace>,
+    /// The firmware's units.
+    pub units: Arc<UnitTable>,
+    /// The event stream.
+    pub events: EventBus,
+    /// Accesses to departed memory.
+    pub stale: Arc<StaleLog>,
+    /// Places for units.
+    pub windows: Vec<Window>,
+    /// The guest kernel's version, where its image says.
+    pub kernel: Option<String>,
+}
+
+impl MemoryDevices {
+    /// No devices yet.
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            vm: parts.vm,
+            space: parts.space,
+            units: parts.units,
+            events: parts.events,
+            stale: parts.stale,
+            windows: parts.windows,
+            kernel: parts.kernel.as_deref().and_then(major_minor),
+            devices: Vec::new(),
+            anonymous: HashMap::new(),
+            operations: Vec::new(),
+        }
+    }
+
+    /// Puts a device into window `unit`, and returns its firmware's description.
+    pub fn add(&mut self, pmem: &Pmem, checked: CheckedPmem, unit: usize) -> Result<PmemUnit, MemoryError> {
+        let window = self.windows[unit].clone();
+        let size = checked.size.bytes();
+        let file = match &pmem.source {
+            PmemSource::Memory(_) => {
+                if let Some(kept) = self.anonymous.get(&pmem.id) {
+                    kept.try_clone().map_err(|source| BackingError::Anonymous { size, source })?
+                } else {
+                    let file = backing::anonymous(c"aconite-pmem", size)?;
+                    let kept = file.try_clone().map_err(|source| BackingError::Anonymous { size, source })?;
+                    self.anonymous.insert(pmem.id.clone(), kept);
+                    file
+                }
+            }
+            PmemSource::File { path, .. } => backing::open(path, size, !pmem.readonly, checked.create)?,
+        };
+        let backing = Backing { file, offset: 0, writable: !pmem.readonly };
+        let region = Arc::new(Region::new(&pmem.id, RegionKind::Pmem, window.range.start, size, backing)?);
+        let firmware = firmware(pmem, size, unit, &window);
+        let media = Arc::new(RegionMedia { region: region.clone(), events: self.events.clone() });
+        let firmware_unit = Unit::new(UnitConfig::new(
+            unit as u32,
+            window.range.start,
+            size,
+            firmware.fit(PERSISTENCE),
+            media,
+        ))?;
+        self.space.insert(region.clone())?;
+        let slot = match self.vm.map(&region) {
+            Ok(slot) => slot,
+            Err(error) => {
+                self.space.remove(region.gpa());
+                return Err(error.into());
+            }
+        };
+        self.units.insert(firmware_unit)?;
+        self.devices.push(Device {
+            id: pmem.id.clone(),
+            pmem: pmem.clone(),
+            unit,
+            state: MemoryState::Present,
+            region,
+            _slot: slot,
+            channel: pmem.channel.unwrap_or(self.default_channel()),
+        });
+        Ok(firmware)
+    }
+
+    /// Windows in which there is no device, present or departed.
+    pub fn free_windows(&self) -> usize {
+        self.windows.len() - self.devices.len()
+    }
+
+    /// All devices.
+    pub fn list(&self) -> Vec<MemoryDevice> {
+        self.devices.iter().map(|device| self.describe(device)).collect()
+    }
+
+    /// One device.
+    pub fn show(&self, id: &str) -> Result<MemoryDevice, Error> {
+        Ok(self.describe(self.find(id)?))
+    }
+
+    /// Poisons `ranges` of a device, all or none.
+    pub fn poison(&self, _held: &Held, id: &str, ranges: &[ByteRange]) -> Result<PoisonAdded, Error> {
+        let device = self.present(id)?;
+        let region = &device.region;
+        let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
+        let limit = guard_limit();
+        let before: Vec<_> =
+            wanted.iter().map(|range| region.poisoned(round_out(range), usize::MAX)).collect();
+        let mut armed = Vec::new();
+        for (index, range) in wanted.iter().enumerate() {
+            match region.poison(range.clone(), limit) {
+                Ok(lines) => armed.push(ByteRange::new(lines.start, lines.end - lines.start)),
+                Err(error) => {
+                    for (undone, kept) in wanted[..index].iter().zip(&before) {
+                        undo(region, undone, kept, limit);
+                    }
+                    return Err(guard_error(error));
+                }
+            }
+        }
+        self.events.publish(Event::PoisonAdded { device: id.to_owned(), ranges: armed.clone() });
+        Ok(PoisonAdded {
+            device: id.to_owned(),
+            requested: ranges.to_vec(),
+            rounded: armed != ranges,
+            armed,
+            granularity: LINE_SIZE,
+        })
+    }
+
+    /// The poison of a device.
+    pub fn poison_list(&self, id: &str) -> Result<PoisonState, Error> {
+        let device = self.find(id)?;
+        let region = &device.region;
+        Ok(PoisonState {
+            device: id.to_owned(),
+            ranges: region.poisoned(0..region.len(), MOST_RANGES).into_iter().map(byte_range).collect(),
+            granularity: LINE_SIZE,
+            bytes: region.poisoned_lines() * LINE_SIZE,
+        })
+    }
+
+    /// Replaces the media under `ranges` (all of the device if none) by good one.
+    pub fn poison_clear(
+        &self,
+        _held: &Held,
+        id: &str,
+        ranges: Option<&[ByteRange]>,
+    ) -> Result<PoisonCleared, Error> {
+        let device = self.present(id)?;
+        let region = &device.region;
+        let whole = [ByteRange::new(0, region.len())];
+        let ranges = ranges.unwrap_or(&whole);
+        let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
+        let mut cleared = Vec::new();
+        for range in wanted {
+            let lines = round_out(&range);
+            cleared.extend(region.poisoned(lines.clone(), MOST_RANGES).into_iter().map(byte_range));
+            region.clean(lines).map_err(guard_error)?;
+        }
+        if !cleared.is_empty() {
+            self.events.publish(Event::PoisonCleared {
+                device: id.to_owned(),
+                ranges: cleared.clone(),
+                by: ClearedBy::Request,
+            });
+        }
+        Ok(PoisonCleared {
+            device: id.to_owned(),
+            requested: ranges.to_vec(),
+            cleared,
+            granularity: LINE_SIZE,
+            note: PoisonCleared::GUEST_KEEPS_ITS_LIST.to_owned(),
+        })
+    }
+
+    /// Sends a notification to the firmware device that `kind` belongs to.
+    pub fn notify(&self, platform: &Mutex<Platform>, id: &str, kind: NotifyKind) -> Result<(), Error> {
+        let device = self.present(id)?;
+        let unit = device.unit as u32;
+        let target = match kind {
+            NotifyKind::Uncorrectable | NotifyKind::Update => EventTarget::Root(unit),
+            NotifyKind::Health => EventTarget::Dimm(unit),
+        };
+        lock(platform).push(FirmwareEvent { target, code: kind.code() });
+        self.events.publish(Event::NotifySent { device: id.to_owned(), kind });
+        Ok(())
+    }
+
+    /// Takes a device away.
+    pub fn remove(
+        &mut self,
+        _held: &Held,
+        platform: &Mutex<Platform>,
+        id: &str,
+        mode: RemoveMode,
+        via: Option<Channel>,
+    ) -> Result<Operation, Error> {
+        let device = self.present(id)?;
+        let (unit, region) = (device.unit as u32, device.region.clone());
+        let channel = via.unwrap_or(device.channel);
+        if channel == Channel::None {
+            return Err(self.no_channel(device));
+        }
+        if mode == RemoveMode::Eject {
+            return Err(Error::new(
+                ErrorCode::NotImplemented,
+                format!("{id} cannot be removed in order: eject is not implemented"),
+                "remove it by surprise",
+            ));
+        }
+        let mut operation = self.begin("remove", id);
+        operation.mode = Some(mode);
+        operation.channel = Some(channel);
+        let step = |step, detail| Event::Removal {
+            device: id.to_owned(),
+            operation: operation.operation,
+            step,
+            mode,
+            channel,
+            detail,
+        };
+        self.events.publish(step(RemovalStep::Requested, None));
+        {
+            region.depart().map_err(|error| {
+                Error::new(ErrorCode::HostLimit, error.to_string(), "raise vm.max_map_count of the host")
+            })?;
+            self.space.refresh();
+            self.units.remove(unit);
+        }
+        self.events.publish(step(RemovalStep::Surprised, None));
+        lock(platform)
+            .push(FirmwareEvent { target: EventTarget::Container(unit), code: notify::DEVICE_CHECK });
+        self.events.publish(step(RemovalStep::Notified, None));
+        self.events.publish(step(RemovalStep::Departed, None));
+        if let Some(device) = self.devices.iter_mut().find(|d| d.id == id) {
+            device.state = MemoryState::Departed;
+        }
+        Ok(self.finish(operation))
+    }
+
+    /// Puts a device into a free window, or in place of a departed one.
+    pub fn insert(
+        &mut self,
+        _held: &Held,
+        platform: &Mutex<Platform>,
+        pmem: &Pmem,
+        checked: CheckedPmem,
+    ) -> Result<Operation, Error> {
+        let size = checked.size.bytes();
+        if let Some(taken) =
+            self.devices.iter().find(|d| d.id == pmem.id && Some(Place::Device(d.id.clone())) != pmem.at)
+        {
+            return Err(Error::new(
+                ErrorCode::IdInUse,
+                format!("The id {:?} is that of a {} device", pmem.id, state_name(taken.state)),
+                "choose another id",
+            ));
+        }
+        let unit = self.place(pmem, size)?;
+        let channel = pmem.channel.unwrap_or(self.default_channel());
+        let old = self.devices.iter().position(|d| d.unit == unit);
+        let mut operation = self.begin("insert", &pmem.id);
+        operation.channel = Some(channel);
+        if let Some(old) = old {
+            let old = self.devices.remove(old);
+            self.space.remove(old.region.gpa());
+            self.anonymous.remove(&old.id);
+            self.events.publish(Event::Removal {
+                device: old.id.clone(),
+                operation: operation.operation,
+                step: RemovalStep::Replaced,
+                mode: RemoveMode::Surprise,
+                channel: old.channel,
+                detail: Some(format!("by {}", pmem.id)),
+            });
+        }
+        self.add(pmem, checked, unit).map_err(|error| {
+            let code = match &error {
+                MemoryError::Backing(BackingError::InUse { .. }) => ErrorCode::FileInUse,
+                _ => ErrorCode::HostLimit,
+            };
+            Error::new(code, chain(&error), "see the host's limits and the file's permissions")
+        })?;
+        let event = FirmwareEvent { target: EventTarget::Container(unit as u32), code: notify::BUS_CHECK };
+        lock(platform).push(event);
+        self.events.publish(Event::Inserted {
+            device: pmem.id.clone(),
+            operation: operation.operation,
+            gpa: self.windows[unit].range.start.into(),
+            size,
+        });
+        Ok(self.finish(operation))
+    }
+
+    /// The guest has ejected unit `unit`; its firmware has already let go of it.
+    pub fn ejected(&mut self, _held: &Held, unit: u32) {
+        let Some(device) = self.devices.iter_mut().find(|d| d.unit == unit as usize) else { return };
+        if device.state == MemoryState::Departed {
+            return;
+        }
+        if let Err(error) = device.region.depart() {
+            tracing::error!(%error, device = device.id, "ejected memory stays within reach");
+            return;
+        }
+        self.space.refresh();
+        device.state = MemoryState::Departed;
+        self.events.publish(Event::Removal {
+            device: device.id.clone(),
+            operation: 0,
+            step: RemovalStep::Ejected,
+            mode: RemoveMode::Eject,
+            channel: device.channel,
+            detail: Some("the guest wrote _EJ0 by itself".to_owned()),
+        });
+    }
+
+    /// The first of p0, p1, … that no device has.
+    pub fn free_id(&self) -> String {
+        (0..=self.devices.len())
+            .map(|n| format!("p{n}"))
+            .find(|id| self.devices.iter().all(|d| d.id != *id))
+            .unwrap_or_default()
+    }
+
+    /// How an operation stands.
+    pub fn operation(&self, number: u64) -> Result<Operation, Error> {
+        self.operations.iter().find(|o| o.operation == number).cloned().ok_or_else(|| {
+            Error::new(
+                ErrorCode::NoSuchOperation,
+                format!("There is no operation {number}"),
+                "use the number with which the operation was answered",
+            )
+        })
+    }
+
+    /// The window in which `pmem` goes.
+    fn place(&self, pmem: &Pmem, size: u64) -> Result<usize, Error> {
+        let taken = |unit: usize| self.devices.iter().find(|d| d.unit == unit);
+        let unit = match &pmem.at {
+            None => (0..self.windows.len())
+                .filter(|unit| taken(*unit).is_none())
+                .find(|unit| length(&self.windows[*unit]) >= size)
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorCode::NoFreeSlot,
+                        format!("No free slot holds {size:#x} bytes"),
+                        "declare slots when the machine starts (--slots nfit=N,size=SIZE), or use at=ID of a departed device",
+                    )
+                })?,
+            Some(Place::Device(id)) => self.find(id)?.unit,
+            Some(Place::Address(address)) => {
+                self.windows.iter().position(|w| w.range.start == address.0).ok_or_else(|| {
+                    Error::new(
+                        ErrorCode::AddressInUse,
+                        format!("No slot begins at {address}"),
+                        format!(
+                            "use one of {}",
+                            self.windows.iter().map(|w| format!("{:#x}", w.range.start)).collect::<Vec<_>>().join(", ")
+                        ),
+                    )
+                })?
+            }
+        };
+        if let Some(device) = taken(unit).filter(|d| d.state != MemoryState::Departed) {
+            return Err(Error::new(
+                ErrorCode::AddressInUse,
+                format!("{} is at {:#x}", device.id, device.region.gpa()),
+                "remove it first",
+            ));
+        }
+        let room = length(&self.windows[unit]);
+        if room < size {
+            return Err(Error::new(
+                ErrorCode::NoFreeSlot,
+                format!(
+                    "The slot at {:#x} holds {room:#x} bytes, not {size:#x}",
+                    self.windows[unit].range.start
+                ),
+                "insert a smaller device, or declare larger slots",
+            ));
+        }
+        Ok(unit)
+    }
+
+    fn describe(&self, device: &Device) -> MemoryDevice {
+        MemoryDevice {
+            id: device.id.clone(),
+            kind: MemoryKind::Pmem,
+            state: device.state,
+            gpa: device.region.gpa().into(),
+            size: device.region.len(),
+            via: Via::Nfit,
+            channel: device.channel,
+            no_channel_because: (device.channel == Channel::None).then(|| self.no_channel(device).message),
+            node: self.windows[device.unit].node,
+            readonly: device.pmem.readonly,
+            file: match &device.pmem.source {
+                PmemSource::File { path, .. } => Some(path.display().to_string()),
+                PmemSource::Memory(_) => None,
+            },
+            poisoned: device.region.poisoned_lines() * LINE_SIZE,
+            stale_accesses: self.stale.total(&device.id),
+        }
+    }
+
+    fn default_channel(&self) -> Channel {
+        match self.kernel {
+            Some(version) if version >= FIRST_WITHOUT_CONTAINER => Channel::None,
+            _ => Channel::Container,
+        }
+    }
+
+    fn no_channel(&self, device: &Device) -> Error {
+        match self.kernel {
+            Some((major, minor)) if device.pmem.channel.is_none() => Error::new(
+                ErrorCode::NotSupported,
+                format!(
+                    "{} cannot be removed: the nfit driver of the guest's Linux {major}.{minor} does not let go when its container departs (7.0 and newer)",
+                    device.id
+                ),
+                "unbind the driver in the guest (/sys/bus/platform/drivers/acpi-nfit/unbind), or name via=container to do it all the same",
+            ),
+            _ => Error::new(
+                ErrorCode::NotSupported,
+                format!("{} was declared with channel=none", device.id),
+                "give it channel=container when the machine starts",
+            ),
+        }
+    }
+
+    fn find(&self, id: &str) -> Result<&Device, Error> {
+        self.devices.iter().find(|d| d.id == id).ok_or_else(|| {
+            Error::no_such_device(id, &self.devices.iter().map(|d| d.id.as_str()).collect::<Vec<_>>())
+        })
+    }
+
+    fn present(&self, id: &str) -> Result<&Device, Error> {
+        let device = self.find(id)?;
+        if device.state == MemoryState::Present {
+            return Ok(device);
+        }
+        Err(Error::new(
+            ErrorCode::WrongDeviceState,
+            format!("{id} is {}", state_name(device.state)),
+            format!("insert a device in its place (at={id}), or name one that is present"),
+        ))
+    }
+
+    fn begin(&self, kind: &str, device: &str) -> Operation {
+        Operation {
+            operation: self.operations.len() as u64 + 1,
+            kind: kind.to_owned(),
+            device: device.to_owned(),
+            state: OperationState::Running,
+            mode: None,
+            channel: None,
+            error: None,
+        }
+    }
+
+    fn finish(&mut self, mut operation: Operation) -> Operation {
+        operation.state = OperationState::Done;
+        self.events.publish(Event::OperationFinished { operation: operation.operation, error: None });
+        self.operations.push(operation.clone());
+        operation
+    }
+}
+
+/// What the firmware says of a device in window `unit`.
+///
+/// The serial number belongs to the device's id, so that a device keeps it in another slot.
+pub fn firmware(pmem: &Pmem, size: u64, unit: usize, window: &Window) -> PmemUnit {
+    let mut hash = Sha256::new();
+    hash.update(pmem.id.as_bytes());
+    let digest = hash.finalize();
+    PmemUnit {
+        unit: unit as u32,
+        range: AddressRange { base: window.range.start, size },
+        proximity: window.node,
+        serial: u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]),
+        flags: if pmem.readonly { DimmFlags::NOT_ARMED } else { DimmFlags::empty() },
+        flush_hint: true,
+    }
+}
+
+/// The medium of a unit, as its firmware sees it: the poison map of its region.
+#[derive(Debug)]
+struct RegionMedia {
+    region: Arc<Region>,
+    events: EventBus,
+}
+
+impl RegionMedia {
+    fn offsets(&self, range: &Range<u64>) -> Range<u64> {
+        let gpa = self.region.gpa();
+        range.start.saturating_sub(gpa)..range.end.saturating_sub(gpa).min(self.region.len())
+    }
+}
+
+impl Media for RegionMedia {
+    fn poisoned(&self, range: Range<u64>, most: usize) -> Vec<Range<u64>> {
+        let gpa = self.region.gpa();
+        self.region
+            .poisoned(self.offsets(&range), most)
+            .into_iter()
+            .map(|r| gpa + r.start..gpa + r.end)
+            .collect()
+    }
+
+    fn clear(&self, range: Range<u64>) -> u64 {
+        let offsets = self.offsets(&range);
+        let bad = self.region.poisoned(offsets.clone(), MOST_RANGES);
+        match self.region.clean(offsets.clone()) {
+            Ok(_) => {
+                if !bad.is_empty() {
+                    self.events.publish(Event::PoisonCleared {
+                        device: self.region.name().to_owned(),
+                        ranges: bad.into_iter().map(byte_range).collect(),
+                        by: ClearedBy::Guest,
+                    });
+                }
+                offsets.end - offsets.start
+            }
+            Err(error) => {
+                tracing::warn!(%error, device = self.region.name(), "poison could not be cleared");
+                0
+            }
+        }
+    }
+
+    fn flush(&self) {
+        if let Err(error) = self.region.flush() {
+            tracing::error!(%error, device = self.region.name(), "data could not be written back");
+            self.events.publish(Event::DeviceError {
+                device: self.region.name().to_owned(),
+                message: format!("Flush failed: {error}"),
+            });
+        }
+    }
+}
+
+/// Puts the poison of `range` back to what it was.
+fn undo(region: &Region, range: &Range<u64>, before: &[Range<u64>], limit: usize) {
+    let result = region
+        .clean(round_out(range))
+        .and_then(|_| before.iter().try_for_each(|kept| region.poison(kept.clone(), limit).map(|_| ())));
+    if let Err(error) = result {
+        tracing::error!(%error, device = region.name(), "poison could not be taken back");
+    }
+}
+
+fn within(device: &Device, range: &ByteRange) -> Result<Range<u64>, Error> {
+    let len = device.region.len();
+    match range.end() {
+        Some(end) if range.length > 0 && end <= len => Ok(range.offset.0..end),
+        _ => Err(Error::new(
+            ErrorCode::OutsideDevice,
+            format!("The range {range} is not in {}, which has {len:#x} bytes", device.id),
+            "name bytes from 0 to its size, at least one",
+        )),
+    }
+}
+
+fn round_out(range: &Range<u64>) -> Range<u64> {
+    range.start - range.start % LINE_SIZE..range.end.next_multiple_of(LINE_SIZE)
+}
+
+fn byte_range(range: Range<u64>) -> ByteRange {
+    ByteRange::new(range.start, range.end - range.start)
+}
+
+fn length(window: &Window) -> u64 {
+    window.range.end - window.range.start
+}
+
+fn guard_error(error: GuardError) -> Error {
+    let code = match &error {
+        GuardError::OutOfRange { .. } => ErrorCode::OutsideDevice,
+        GuardError::Departed { .. } => ErrorCode::WrongDeviceState,
+        GuardError::TooScattered { .. } | GuardError::Map(_) => ErrorCode::HostLimit,
+    };
+    Error::new(code, chain(&error), "poison fewer or adjacent lines, or raise vm.max_map_count")
+}
+
+/// Separate runs of guarded pages that this host allows: each may split a map in three.
+fn guard_limit() -> usize {
+    let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count")
+        .ok()
+        .and_then(|text| text.trim().parse::<usize>().ok())
+        .unwrap_or(65_530);
+    maps.saturating_sub(SPARE_MAPS) / 2
+}
+
+fn state_name(state: MemoryState) -> &'static str {
+    match state {
+        MemoryState::Present => "present",
+        MemoryState::Leaving => "leaving",
+        MemoryState::Departed => "departed",
+    }
+}
+
+/// Major and minor number of a kernel release such as `6.12.95+deb12-cloud-amd64`.
+fn major_minor(release: &str) -> Option<(u32, u32)> {
+    let mut parts = release.split(|c: char| !c.is_ascii_digit());
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_releases_are_understood() {
+        assert_eq!(major_minor("6.12.95+deb12-cloud-amd64"), Some((6, 12)));
+        assert_eq!(major_minor("7.2-rc1"), Some((7, 2)));
+        assert_eq!(major_minor("unknown"), None);
+    }
+
+    #[test]
+    fn the_guard_limit_leaves_maps_for_the_rest() {
+        assert!(guard_limit() > 1000);
+    }
+}

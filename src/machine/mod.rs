@@ -1,0 +1,491 @@
+//! A machine: builds, owns, boots and stops everything that a guest sees.
+//!
+//! Threads: one for each vCPU, and the caller's, which runs the main loop and alone changes the machine.
+//! vCPU threads send what a device access leaves to do; the API and the command line send commands.
+
+mod agent_port;
+mod build;
+mod console;
+mod cpu;
+mod memory;
+mod outcome;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use aconite_devices::bus::{Effect, Effects, lock};
+use aconite_devices::platform::Platform;
+use aconite_devices::virtio::QueueHandler;
+use thiserror::Error;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub use self::agent_port::AgentPort;
+use self::build::Built;
+pub use self::build::{BuildError, Spec, tables};
+pub use self::console::{ConsoleLog, ConsoleSink};
+use self::cpu::{Cpu, CpuEnd, Mailbox, Message};
+use self::memory::MemoryDevices;
+pub use self::memory::MemoryError;
+pub use self::outcome::{Cause, Exits, Outcome};
+use crate::api::Executor;
+use crate::command::{Command, Error, Event, EventBus, MachineInfo, MachineState, Operation, Reply};
+use crate::config;
+use crate::fault::Progress;
+use crate::kvm::{Held, Stopped};
+
+/// How often firmware events that the guest has not fetched are announced again: an edge is lost while the
+/// guest has the interrupt masked.
+const ANNOUNCE_AGAIN: Duration = Duration::from_millis(200);
+
+const TOKEN_WAKE: u64 = 0;
+const TOKEN_AGENT: u64 = 1;
+
+/// Why the main loop cannot run.
+#[derive(Debug, Error)]
+pub enum LoopError {
+    /// Waiting is not possible.
+    #[error("Cannot set up the main loop")]
+    Setup(#[source] io::Error),
+    /// A thread could not be started.
+    #[error("Cannot start the thread of vCPU {cpu}")]
+    Thread {
+        /// The vCPU.
+        cpu: usize,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+type Asked = (Command, Sender<Result<Reply, Error>>);
+
+#[derive(Debug, Default)]
+struct Requests {
+    commands: VecDeque<Asked>,
+    stop: Option<Cause>,
+    closed: bool,
+}
+
+/// The way into a machine's main loop, for any thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    requests: Arc<Mutex<Requests>>,
+    wake: Arc<EventFd>,
+    events: EventBus,
+}
+
+impl Handle {
+    /// Ends the machine for `cause`, the first one counts.
+    pub fn stop(&self, cause: Cause) {
+        self.requests().stop.get_or_insert(cause);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        if let Err(error) = self.wake.write(1) {
+            tracing::error!(%error, "the main loop was not woken");
+        }
+    }
+
+    fn requests(&self) -> std::sync::MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Executor for Handle {
+    fn execute(&self, command: Command) -> Result<Reply, Error> {
+        let (sender, receiver) = mpsc::channel();
+        {
+            let mut requests = self.requests();
+            if requests.closed {
+                return Err(Error::machine_gone());
+            }
+            requests.commands.push_back((command, sender));
+        }
+        self.ring();
+        receiver.recv().unwrap_or_else(|_| Err(Error::machine_gone()))
+    }
+
+    fn events(&self) -> &EventBus {
+        &self.events
+    }
+}
+
+/// What a machine says of itself beside its description.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The kernel's file.
+    pub kernel: String,
+    /// The kernel's release, where its image says.
+    pub kernel_release: Option<String>,
+    /// Where KVM comes from.
+    pub host: String,
+}
+
+/// A machine that has been built.
+pub struct Machine {
+    built: Built,
+    config: config::Machine,
+    identity: Identity,
+    events: EventBus,
+    console_log: ConsoleLog,
+    handle: Handle,
+    messages: Receiver<Message>,
+    mailbox: Mailbox,
+    agent: Option<AgentPort>,
+    threads: Vec<JoinHandle<()>>,
+    /// The baton, while the machine is paused.
+    paused: Option<Held>,
+    state: MachineState,
+}
+
+impl Machine {
+    /// Builds a machine. `agent` is the monitor's end of the agent's port.
+    pub fn new(
+        spec: Spec<'_>,
+        identity: Identity,
+        console_log: ConsoleLog,
+        agent: Option<AgentPort>,
+    ) -> Result<Self, MachineError> {
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(LoopError::Setup)?);
+        let (sender, messages) = mpsc::channel();
+        let events = spec.events.clone();
+        let config = spec.config.clone();
+        let built = build::build(spec)?;
+        Ok(Self {
+            built,
+            config,
+            identity,
+            console_log,
+            handle: Handle { requests: Arc::default(), wake: wake.clone(), events: events.clone() },
+            events,
+            messages,
+            mailbox: Mailbox::new(sender, wake),
+            agent,
+            threads: Vec::new(),
+            paused: None,
+            state: MachineState::Starting,
+        })
+    }
+
+    /// The way into the main loop.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// The firmware tables.
+    pub fn tables(&self) -> &aconite_acpi::Tables {
+        &self.built.tables
+    }
+
+    /// Runs the guest until it ends or is ended.
+    pub fn run(mut self) -> Result<Outcome, LoopError> {
+        let start = Instant::now();
+        let epoll = Epoll::new().map_err(LoopError::Setup)?;
+        let watch = |fd, events, token| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token)).map_err(LoopError::Setup)
+        };
+        watch(self.handle.wake.as_raw_fd(), EventSet::IN, TOKEN_WAKE)?;
+        if let Some(agent) = &self.agent {
+            let both = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+            watch(agent.stream().as_raw_fd(), both, TOKEN_AGENT)?;
+        }
+        self.start_vcpus()?;
+        self.state = MachineState::Running;
+        self.events.publish(Event::MachineStarted { vcpus: self.config.cpus });
+
+        let mut ready = [EpollEvent::default(); 4];
+        let cause = loop {
+            let pending = lock(&self.built.platform).pending() > 0;
+            let timeout = if pending { ANNOUNCE_AGAIN.as_millis() as i32 } else { -1 };
+            match epoll.wait(timeout, &mut ready) {
+                Ok(0) => lock(&self.built.platform).retrigger(),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(LoopError::Setup(error)),
+            }
+            // Nothing waits on this descriptor but the loop itself: an empty one is no error.
+            let _ = self.handle.wake.read();
+            if let Some(cause) = self.turn() {
+                break cause;
+            }
+        };
+        Ok(self.stop(cause, start.elapsed()))
+    }
+
+    fn start_vcpus(&mut self) -> Result<(), LoopError> {
+        for (index, (vcpu, mca)) in self.built.vcpus.drain(..).enumerate() {
+            let cpu = Cpu {
+                vcpu,
+                mca,
+                baton: self.built.baton.clone(),
+                ports: self.built.ports.clone(),
+                mmio: self.built.mmio.clone(),
+                traps: self.built.traps.clone(),
+                progress: Progress::default(),
+                mailbox: self.mailbox.clone(),
+            };
+            let thread = thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .spawn(move || cpu.run())
+                .map_err(|source| LoopError::Thread { cpu: index, source })?;
+            self.threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Does what is there to do; the cause if the machine is to end.
+    fn turn(&mut self) -> Option<Cause> {
+        let mut cause = None;
+        let mut effects = Effects::new();
+        while let Ok(message) = self.messages.try_recv() {
+            match message {
+                Message::Effect(effect) => cause = cause.or(self.apply(effect, &mut effects)),
+                Message::Ended { cpu, end } => cause = cause.or(Some(self.cpu_ended(cpu, end))),
+            }
+        }
+        if let Some(agent) = &mut self.agent {
+            agent.pump(&self.built.console, &mut effects);
+        }
+        for effect in effects {
+            self.mailbox.again(effect);
+        }
+        loop {
+            let (next, stop) = {
+                let mut requests = self.handle.requests();
+                (requests.commands.pop_front(), requests.stop.take())
+            };
+            cause = cause.or(stop);
+            let Some((command, reply)) = next else { break };
+            let quit = command == Command::Quit;
+            // Whoever asked may have gone.
+            let _ = reply.send(self.execute(command));
+            if quit {
+                cause = cause.or(Some(Cause::Quit));
+            }
+        }
+        cause
+    }
+
+    fn apply(&mut self, effect: Effect, effects: &mut Effects) -> Option<Cause> {
+        match effect {
+            Effect::PowerOff => Some(Cause::PowerOff),
+            // A kernel that panics without its driver for pvpanic resets the machine at once.
+            Effect::Reset if self.console_log.panicked() => Some(Cause::Panic),
+            Effect::Reset => Some(Cause::Reset),
+            Effect::Panicked => Some(Cause::Panic),
+            Effect::CrashLoaded => {
+                self.events.publish(Event::CrashLoaded);
+                None
+            }
+            Effect::QueueNotify { device: build::CONSOLE, queue } => {
+                lock(&self.built.console).process_queue(queue, effects);
+                None
+            }
+            Effect::QueueNotify { device, queue } => {
+                tracing::warn!(?device, queue, "a queue of no device was notified");
+                None
+            }
+            Effect::UnitEject { unit } => {
+                match self.paused.take().map_or_else(|| self.built.baton.take(), Ok) {
+                    Ok(held) => {
+                        self.built.memory.ejected(&held, unit);
+                        self.paused = Some(held).filter(|_| self.state == MachineState::Paused);
+                    }
+                    Err(Stopped) => tracing::debug!(unit, "a unit was ejected as the machine stopped"),
+                }
+                None
+            }
+        }
+    }
+
+    fn cpu_ended(&self, cpu: u32, end: CpuEnd) -> Cause {
+        match end {
+            CpuEnd::TripleFault if self.console_log.panicked() => Cause::Panic,
+            CpuEnd::TripleFault => Cause::TripleFault { vcpu: cpu },
+            CpuEnd::InternalError { suberror, rip } => Cause::Failed(format!(
+                "KVM could not emulate an instruction of vCPU {cpu} at {rip:#x} (KVM_EXIT_INTERNAL_ERROR, suberror {suberror})"
+            )),
+            CpuEnd::Unexpected(exit) => {
+                Cause::Failed(format!("vCPU {cpu} stopped with an unexpected exit: {exit:?}"))
+            }
+            CpuEnd::Trap(error) => Cause::Failed(chain(&error)),
+            CpuEnd::Run(error) => Cause::Failed(chain(&error)),
+        }
+    }
+
+    fn execute(&mut self, command: Command) -> Result<Reply, Error> {
+        command.allowed_in(self.state)?;
+        if let Some(reply) = self.answer(&command) {
+            return reply;
+        }
+        // A paused machine holds the baton already.
+        let paused = self.paused.take();
+        let held = match paused {
+            Some(held) => held,
+            None => self.built.baton.take().map_err(|Stopped| Error::machine_gone())?,
+        };
+        let reply = self.change(&held, command);
+        match self.state {
+            MachineState::Paused => self.paused = Some(held),
+            _ => drop(held),
+        }
+        reply
+    }
+
+    /// Commands that leave the vCPUs running.
+    fn answer(&self, command: &Command) -> Option<Result<Reply, Error>> {
+        let memory = &self.built.memory;
+        Some(match command {
+            Command::MachineInfo => Ok(Reply::Machine(MachineInfo {
+                state: self.state,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                kernel: self.identity.kernel.clone(),
+                kernel_version: self.identity.kernel_release.clone(),
+                vcpus: self.config.cpus,
+                memory: self.config.memory.bytes(),
+                host: self.identity.host.clone(),
+                agent: self.agent.is_some(),
+                free_slots: memory.free_windows() as u32,
+                uptime_ns: self.events.elapsed_ns(),
+            })),
+            Command::ListMemory => Ok(Reply::MemoryList(memory.list())),
+            Command::ShowMemory { device } => memory.show(device).map(Reply::Memory),
+            Command::PoisonList { device } => memory.poison_list(device).map(Reply::PoisonList),
+            Command::Notify { device, kind } => {
+                memory.notify(&self.built.platform, device, *kind).map(|()| Reply::Done)
+            }
+            Command::ShowOperation { operation } => memory.operation(*operation).map(Reply::Operation),
+            Command::Quit => Ok(Reply::Done),
+            Command::PoisonAdd { .. }
+            | Command::PoisonClear { .. }
+            | Command::Remove { .. }
+            | Command::Insert { .. }
+            | Command::Pause
+            | Command::Resume => return None,
+        })
+    }
+
+    /// Commands for which no vCPU may run.
+    fn change(&mut self, held: &Held, command: Command) -> Result<Reply, Error> {
+        let (memory, platform) = (&mut self.built.memory, &self.built.platform);
+        match command {
+            Command::PoisonAdd { device, ranges } => {
+                memory.poison(held, &device, &ranges).map(Reply::PoisonAdded)
+            }
+            Command::PoisonClear { device, ranges } => {
+                memory.poison_clear(held, &device, ranges.as_deref()).map(Reply::PoisonCleared)
+            }
+            Command::Remove { device, mode, via } => {
+                memory.remove(held, platform, &device, mode, via).map(Reply::Operation)
+            }
+            Command::Insert { pmem } => insert(held, memory, platform, &pmem).map(Reply::Operation),
+            Command::Pause => {
+                self.state = MachineState::Paused;
+                self.publish(Event::Paused);
+                Ok(Reply::Done)
+            }
+            Command::Resume => {
+                self.state = MachineState::Running;
+                self.publish(Event::Resumed);
+                Ok(Reply::Done)
+            }
+            other => self.answer(&other).unwrap_or_else(|| Err(Error::machine_gone())),
+        }
+    }
+
+    fn publish(&self, event: Event) {
+        self.events.publish(event);
+    }
+
+    /// Stops everything and sums up.
+    fn stop(mut self, cause: Cause, ran: Duration) -> Outcome {
+        self.built.baton.stop();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+        self.state = MachineState::Stopped;
+        self.paused = None;
+        match &cause {
+            Cause::PowerOff => self.publish(Event::PoweredOff),
+            Cause::Reset => self.publish(Event::Reset { cause: "guest".to_owned() }),
+            Cause::TripleFault { .. } => {
+                self.publish(Event::Reset { cause: "triple_fault".to_owned() });
+            }
+            Cause::Panic => self.publish(Event::GuestPanicked),
+            _ => {}
+        }
+        for region in self.built.traps.space.regions() {
+            if let Err(error) = region.flush() {
+                tracing::error!(%error, device = region.name(), "data could not be written back");
+            }
+        }
+        self.events.publish(Event::MachineStopped { cause: cause.to_string() });
+        let mut requests = self.handle.requests();
+        requests.closed = true;
+        // Dropping the senders tells those who wait that the machine is gone.
+        requests.commands.clear();
+        drop(requests);
+        let counts = &self.built.counts;
+        Outcome {
+            cause,
+            ran,
+            memory: self.built.memory.list(),
+            exits: Exits {
+                io: counts.io.load(Ordering::Relaxed),
+                mmio: counts.mmio.load(Ordering::Relaxed),
+                msr: counts.msr.load(Ordering::Relaxed),
+                fault: counts.fault.load(Ordering::Relaxed),
+                step: counts.step.load(Ordering::Relaxed),
+                other: counts.other.load(Ordering::Relaxed),
+            },
+            console_bytes: self.console_log.bytes(),
+        }
+    }
+}
+
+/// Why there is no machine.
+#[derive(Debug, Error)]
+pub enum MachineError {
+    /// It could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// It could not run.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+}
+
+fn insert(
+    held: &Held,
+    memory: &mut MemoryDevices,
+    platform: &Mutex<Platform>,
+    pmem: &config::Pmem,
+) -> Result<Operation, Error> {
+    let mut pmem = pmem.clone();
+    if pmem.id.is_empty() {
+        pmem.id = memory.free_id();
+    }
+    config::validate_insert(&pmem, &[])?;
+    let (checked, _) = pmem.check_host()?;
+    memory.insert(held, platform, &pmem, checked)
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(next) = source {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        source = next.source();
+    }
+    text
+}
