@@ -41,7 +41,8 @@ pub enum AccessKind {
     Load,
     /// Data is read and written, or may be.
     ReadModifyWrite,
-    /// The address is translated as for a load, but no data moves: CLFLUSH, CLWB, MONITOR.
+    /// The address is translated as for a load, but no data moves: CLFLUSH, CLWB, MONITOR, the fixed part of an
+    /// XSAVE area that XRSTOR does not load.
     CacheControl,
     /// A hint that neither faults nor moves data.
     Prefetch,
@@ -50,7 +51,8 @@ pub enum AccessKind {
     /// A whole aligned line of 64 bytes is written without being read: MOVDIR64B, CLZERO, a 64-byte non-temporal
     /// store.
     FullLineStore,
-    /// The address is translated as for a store, but nothing is written: the last word of an ENTER frame.
+    /// The address is translated as for a store, but nothing is written: the end of an ENTER frame, the elements that
+    /// MASKMOVDQU leaves out, the fixed part of an XSAVE area.
     Probe,
 }
 

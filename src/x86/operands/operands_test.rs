@@ -43,17 +43,17 @@ fn xsave_areas_follow_the_masks_and_the_layout() {
     let all = |state: &mut CpuState| (state.regs.rax, state.regs.rdx) = (u64::MAX, u64::MAX);
     let legacy = "11000+24 S11018+8 S11020+128 S110a0+256";
     let row = |code: &str| touches(code, |state, _| all(state));
-    assert_eq!(row("0fae23"), format!("M11200+8 S{legacy} S11240+256"), "xsave [rbx]");
-    assert_eq!(row("0fae33"), format!("M11200+8 S{legacy} S11240+256"), "xsaveopt [rbx]");
-    assert_eq!(row("0fc723"), format!("S{legacy} S11200+16 S11240+256"), "xsavec [rbx]");
+    assert_eq!(row("0fae23"), format!("M11200+8 B11000+576 S{legacy} S11240+256"), "xsave [rbx]");
+    assert_eq!(row("0fae33"), format!("M11200+8 B11000+576 S{legacy} S11240+256"), "xsaveopt [rbx]");
+    assert_eq!(row("0fc723"), format!("B11000+576 S{legacy} S11200+16 S11240+256"), "xsavec [rbx]");
     assert_eq!(
         row("0fc72b"),
-        format!("S{legacy} S11200+16 S11240+256 S11340+16"),
+        format!("B11000+576 S{legacy} S11200+16 S11240+256 S11340+16"),
         "xsaves [rbx] with XSS bit 11"
     );
-    assert_eq!(touches("0fae23", |state, _| state.regs.rax = 0), "M11200+8", "nothing requested");
+    assert_eq!(touches("0fae23", |state, _| state.regs.rax = 0), "M11200+8 B11000+576", "nothing requested");
     let sse = |state: &mut CpuState, _: &mut Memory| (state.regs.rax, state.regs.rdx) = (2, 0);
-    assert_eq!(touches("0fae23", sse), "M11200+8 S11018+8 S110a0+256");
+    assert_eq!(touches("0fae23", sse), "M11200+8 B11000+576 S11018+8 S110a0+256");
     assert_eq!(
         list("0fae23", |state, _| state.extended = None).unwrap_err().reason,
         Reason::NeedsExtendedState
@@ -70,12 +70,16 @@ fn xrstor_reads_what_the_header_says_is_present() {
             memory.put(0x6_0208, &format.to_le_bytes());
         })
     };
-    assert_eq!(row("410fae2f", 4, 0), "L60200+64 L60018+8 L60240+256", "xrstor [r15]: MXCSR goes with AVX");
-    assert_eq!(row("410fae2f", 1, 0), "L60200+64 L60000+24 L60018+8 L60020+128");
-    assert_eq!(row("410fae2f", 2, 1 << 63 | 6), "L60200+64 L60018+8 L600a0+256", "compacted");
+    assert_eq!(
+        row("410fae2f", 4, 0),
+        "C60000+576 L60200+64 L60018+8 L60240+256",
+        "xrstor [r15]: MXCSR goes with AVX"
+    );
+    assert_eq!(row("410fae2f", 1, 0), "C60000+576 L60200+64 L60000+24 L60018+8 L60020+128");
+    assert_eq!(row("410fae2f", 2, 1 << 63 | 6), "C60000+576 L60200+64 L60018+8 L600a0+256", "compacted");
     let shadow = 1 << 11;
-    assert_eq!(row("410fc71f", shadow, 1 << 63 | shadow), "L60200+64 L60240+16", "xrstors [r15]");
-    assert_eq!(row("410fc71f", 4, 0), "L60200+64", "xrstors refuses the standard format");
+    assert_eq!(row("410fc71f", shadow, 1 << 63 | shadow), "C60000+576 L60200+64 L60240+16", "xrstors [r15]");
+    assert_eq!(row("410fc71f", 4, 0), "C60000+576 L60200+64", "xrstors refuses the standard format");
 }
 
 #[test]

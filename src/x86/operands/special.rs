@@ -16,9 +16,9 @@ impl<M: PhysRead> Context<'_, M> {
         match instruction.mnemonic() {
             Bt | Bts | Btr | Btc => return Ok(self.bit_string()),
             // SDM volume 2: these need a mapped, readable address and move no data.
-            Clflush | Clflushopt | Clwb | Cldemote => self.named_byte(AccessKind::CacheControl)?,
-            Prefetch | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw | Prefetchwt1
-            | Prefetchit0 | Prefetchit1 => self.named_byte(AccessKind::Prefetch)?,
+            Clflush | Clflushopt | Clwb => self.named_byte(AccessKind::CacheControl)?,
+            Cldemote | Prefetch | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw
+            | Prefetchwt1 | Prefetchit0 | Prefetchit1 => self.named_byte(AccessKind::Prefetch)?,
             Monitor | Monitorx => {
                 let address = self.at_accumulator()?;
                 self.linear(AccessKind::CacheControl, address, 1);

@@ -44,6 +44,8 @@ impl<M: PhysRead> Context<'_, M> {
     }
 
     fn save(&mut self, base: u64, requested: u64, compacts: bool, extended: &ExtendedState) {
+        // The fixed part must be writable, whatever is requested.
+        self.linear(AccessKind::Probe, base, EXTENDED_OFFSET);
         self.legacy(AccessKind::Store, base, requested, requested);
         // XSAVE keeps the XSTATE_BV bits that were not requested; XSAVEC and XSAVES write both masks anew.
         let header = base.wrapping_add(u64::from(LEGACY_SIZE));
@@ -58,6 +60,8 @@ impl<M: PhysRead> Context<'_, M> {
 
     fn restore(&mut self, base: u64, requested: u64, supervisor: bool, extended: &ExtendedState) {
         let header = base.wrapping_add(u64::from(LEGACY_SIZE));
+        // The fixed part must be mapped, whatever is present.
+        self.linear(AccessKind::CacheControl, base, EXTENDED_OFFSET);
         self.linear(AccessKind::Load, header, EXTENDED_OFFSET - LEGACY_SIZE);
         // Components whose XSTATE_BV bit is clear are initialised without being read. An unreadable header faults.
         let masks = self.read::<16>(header).unwrap_or([0xff; 16]);
