@@ -375,12 +375,14 @@ mod tests {
     #[test]
     fn an_initrd_that_does_not_fit_is_refused_with_both_sizes() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 32 << 20)]).unwrap();
-        let error = place_initrd(&memory, std::slice::from_ref(&SMALL), &[0; 8 << 20], 28 << 20, u64::MAX).unwrap_err();
+        let error = place_initrd(&memory, std::slice::from_ref(&SMALL), &[0; 8 << 20], 28 << 20, u64::MAX)
+            .unwrap_err();
         assert_eq!(
             error.to_string(),
             "Kernel and initial RAM disk need 0x2400000 bytes below 3 GiB and the machine has 0x2000000; give it more --memory"
         );
-        let placed = place_initrd(&memory, std::slice::from_ref(&SMALL), &[7; 5000], 28 << 20, 0x01ff_ffff).unwrap();
+        let placed =
+            place_initrd(&memory, std::slice::from_ref(&SMALL), &[7; 5000], 28 << 20, 0x01ff_ffff).unwrap();
         assert_eq!(placed, 0x1ffe000..0x1ffe000 + 5000);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0x1ffe000)).unwrap(), 7);
         assert_eq!(memory.num_regions(), 1);

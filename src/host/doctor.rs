@@ -207,9 +207,9 @@ impl fmt::Display for Report {
             }
         }
         match self.host {
-            Some("kvm") => write!(f, "Machines run here on KVM."),
-            Some(_) => write!(f, "Machines run here in the software KVM host (--host nested)."),
-            None => write!(f, "No machine can run here."),
+            Some("kvm") => writeln!(f, "Machines run here on KVM."),
+            Some(_) => writeln!(f, "Machines run here in the software KVM host (--host nested)."),
+            None => writeln!(f, "No machine can run here."),
         }
     }
 }

@@ -213,7 +213,12 @@ pub fn first_number(text: &str) -> Option<String> {
         Some((epoch, rest)) if !epoch.is_empty() && epoch.bytes().all(|b| b.is_ascii_digit()) => rest,
         _ => text,
     };
-    let start = text.find(|c: char| c.is_ascii_digit())?;
+    // Not the digit of a name such as mke2fs.
+    let bytes = text.as_bytes();
+    let start = (0..bytes.len()).find(|&at| {
+        let inside_word = at > 0 && bytes[at - 1].is_ascii_alphanumeric() && bytes[at - 1] != b'v';
+        bytes[at].is_ascii_digit() && !inside_word
+    })?;
     let number = &text[start..];
     let end = number.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(number.len());
     Some(number[..end].trim_end_matches('.').to_owned())
@@ -278,6 +283,8 @@ mod tests {
             ("QEMU emulator version 7.2.9 (Debian 1:7.2+dfsg-7)", "7.2.9"),
             ("81-1", "81"),
             ("v1.", "1"),
+            ("mke2fs 1.47.0 (5-Feb-2023)", "1.47.0"),
+            ("bookworm 12é3 4", "12"),
         ] {
             assert_eq!(first_number(text).as_deref(), Some(number), "{text}");
         }

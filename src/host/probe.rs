@@ -67,14 +67,20 @@ impl Kvm {
             Kvm::Usable { .. } => None,
             Kvm::NoDevice => Some(
                 "load kvm_amd or kvm_intel, switch on virtualization in the firmware, or pass the device into this \
-                 container; --host nested works without",
+                 container; the software KVM host (--host nested) needs none",
             ),
             Kvm::NotPermitted => Some(
-                "add this user to the group that owns /dev/kvm (often `kvm`); --host nested works without",
+                "add this user to the group that owns /dev/kvm (often `kvm`); the software KVM host (--host nested) needs none",
             ),
-            Kvm::Software => Some("use a host with nested virtualization; --host nested works here"),
-            Kvm::Lacking(_) => Some("a host kernel from 5.10 on; --host nested works here"),
-            Kvm::Broken(_) => Some("see the kernel log of this host; --host nested works without"),
+            Kvm::Software => Some(
+                "use a host with nested virtualization; the software KVM host (--host nested) needs none",
+            ),
+            Kvm::Lacking(_) => {
+                Some("a host kernel from 5.10 on; the software KVM host (--host nested) needs none")
+            }
+            Kvm::Broken(_) => {
+                Some("see the kernel log of this host; the software KVM host (--host nested) needs none")
+            }
         }
     }
 }
