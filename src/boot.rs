@@ -306,6 +306,16 @@ fn gdt() -> [u64; 4] {
     [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
 }
 
+/// What firmware sets in every processor: memory is write-back unless page tables say otherwise, and fast string
+/// operations are on. Linux clears ERMS without them, and loses its recoverable copy (`early_init_intel`).
+pub const FIRMWARE_MSRS: [(u32, u64); 2] =
+    [(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK), (MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRINGS)];
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+const MTRR_ENABLED: u64 = 1 << 11;
+const MTRR_WRITE_BACK: u64 = 6;
+const MSR_IA32_MISC_ENABLE: u32 = 0x1a0;
+const MISC_ENABLE_FAST_STRINGS: u64 = 1;
+
 /// Registers of the first vCPU at `entry`.
 pub fn start_registers(entry: Entry, sregs: &mut kvm_sregs) -> kvm_regs {
     let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..Default::default() };

@@ -1,5 +1,6 @@
 //! Faults: what happens when a guest touches memory that is poisoned or gone.
 
+mod copy;
 mod inject;
 mod stale;
 mod trap;

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use kvm_bindings::kvm_vcpu_events;
 use thiserror::Error;
 
+use super::copy::carry_out;
 use super::inject::{request_again, take_back_events};
 use super::stale::StaleLog;
 use crate::command::{Access, Direction, Event, EventBus, TrapDecision};
 use crate::kvm::{Baton, KvmError, RunError, Step, Stopped, Vcpu, VcpuExitKind};
 use crate::memory::{AddressSpace, MapError, PAGE_SIZE, Region};
+use crate::x86::bulk::bulk;
 use crate::x86::decide::{Consumed, Hit, intersects};
 use crate::x86::mca::{Consequence, ErrorClass, MachineError, McaState};
 use crate::x86::operands::{self, AccessKind, Delivery, Operands, Reason, delivery_accesses};
@@ -27,6 +29,9 @@ use crate::x86::xstate::{ExtendedState, XsaveLayout};
 const MOST_ITERATIONS: u32 = 512;
 /// Traps at one RIP without any progress after which the vCPU is declared stuck.
 const MOST_RETRIES: u32 = 100;
+
+/// RFLAGS.TF: the guest steps itself.
+const RFLAGS_TF: u64 = 1 << 8;
 
 /// Why a trap could not be served.
 #[derive(Debug, Error)]
@@ -142,7 +147,13 @@ impl Traps {
                 }
                 Hit::None | Hit::StoreOnly { .. } => {}
             }
-            self.report_stale(vcpu.id(), &touch);
+            if self.copy(vcpu, &touch)? {
+                continue;
+            }
+            self.report_stale(vcpu.id(), &touch, None);
+            if self.skip_store(vcpu, &touch, &pages)? {
+                break;
+            }
             if let Some(exit) = self.step(vcpu, &pages)? {
                 return Ok(Some(exit));
             }
@@ -205,6 +216,46 @@ impl Traps {
             Some(region) if region.departed() => None,
             _ => self.space.first_poison(gpa, len),
         }
+    }
+
+    /// Does the iterations of a repeated copy or fill that meet no poison, rather than step over each.
+    fn copy(&self, vcpu: &Vcpu, touch: &Touch) -> Result<bool, TrapError> {
+        let Some(operands) = &touch.operands else { return Ok(false) };
+        let Some(repeat) = &operands.repeat else { return Ok(false) };
+        if vcpu.events()?.interrupt.injected != 0 {
+            return Ok(false);
+        }
+        let run = bulk(&touch.state, &*self.space, repeat, |gpa, len| self.consumable_poison(gpa, len));
+        let Some(run) = run.filter(|run| carry_out(&self.space, run)) else { return Ok(false) };
+        self.report_stale(vcpu.id(), touch, Some(run.length()));
+        let mut regs = touch.state.regs;
+        run.advance(&mut regs, repeat, operands.next_rip());
+        vcpu.set_regs(&regs)?;
+        Ok(true)
+    }
+
+    /// A store into departed memory goes nowhere: an instruction that does nothing else is done by moving past it.
+    fn skip_store(&self, vcpu: &Vcpu, touch: &Touch, pages: &Pages) -> Result<bool, TrapError> {
+        let Some(operands) = &touch.operands else { return Ok(false) };
+        let lost = touch.accesses.ranges.iter().all(|range| {
+            range.kind != AccessKind::Store || self.space.find(range.gpa).is_some_and(|r| r.departed())
+        });
+        let only_there =
+            pages.iter().all(|(gpa, _)| self.space.find(*gpa).is_some_and(|region| region.departed()));
+        let fetched_there = touch.accesses.ranges.iter().any(|range| {
+            range.kind != AccessKind::Store && self.space.find(range.gpa).is_some_and(|r| r.departed())
+        });
+        let plain = operands.only_stores()
+            && touch.accesses.fault.is_none()
+            && touch.state.regs.rflags & RFLAGS_TF == 0
+            && event_in_flight(&vcpu.events()?).is_none();
+        if !(plain && lost && only_there && !fetched_there) {
+            return Ok(false);
+        }
+        let mut regs = touch.state.regs;
+        regs.rip = operands.next_rip();
+        vcpu.set_regs(&regs)?;
+        Ok(true)
     }
 
     fn step(&self, vcpu: &mut Vcpu, pages: &Pages) -> Result<Option<VcpuExitKind>, TrapError> {
@@ -281,12 +332,14 @@ impl Traps {
         }
     }
 
-    fn report_stale(&self, vcpu: u32, touch: &Touch) {
+    /// Reports what the instruction touches of departed memory. `run` is the length of a run of iterations that is
+    /// reported at once.
+    fn report_stale(&self, vcpu: u32, touch: &Touch, run: Option<u64>) {
         for range in &touch.accesses.ranges {
             let Some(region) = self.space.find(range.gpa).filter(|r| r.departed()) else { continue };
             let Some(direction) = direction(range.kind) else { continue };
-            let access =
-                describe(vcpu, touch, range.gpa, Some(range.linear), u64::from(range.size), direction);
+            let bytes = run.filter(|_| range.kind != AccessKind::Fetch).unwrap_or(u64::from(range.size));
+            let access = describe(vcpu, touch, range.gpa, Some(range.linear), bytes, direction);
             if let Some(count) = self.stale.note(region.name(), &access) {
                 self.events.publish(Event::StaleAccess {
                     device: region.name().to_owned(),

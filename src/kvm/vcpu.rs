@@ -7,9 +7,9 @@ use kvm_bindings::{
     CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT,
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT,
     KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_BLOCKIRQ,
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE,
-    kvm_cpuid_entry2, kvm_enable_cap, kvm_guest_debug, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
-    kvm_vcpu_events,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Msrs,
+    kvm_cpuid_entry2, kvm_enable_cap, kvm_guest_debug, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -282,6 +282,21 @@ impl Vcpu {
     /// Sets segment and control registers.
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), KvmError> {
         self.fd.set_sregs(sregs).map_err(KvmError::refused("system registers"))
+    }
+
+    /// Sets model-specific registers: pairs of index and value.
+    pub fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<(), KvmError> {
+        let entries: Vec<_> =
+            msrs.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
+        let too_many = |_| KvmError::refused("MSRs")(kvm_ioctls::Error::new(libc::E2BIG));
+        let list = Msrs::from_entries(&entries).map_err(too_many)?;
+        let done = self.fd.set_msrs(&list).map_err(KvmError::refused("MSRs"))?;
+        match msrs.get(done) {
+            None => Ok(()),
+            Some((index, _)) => {
+                Err(KvmError::refused(format!("MSR {index:#x}"))(kvm_ioctls::Error::new(libc::EINVAL)))
+            }
+        }
     }
 
     /// Gives the guest its CPUID, and holds it to the paravirtual features named there.

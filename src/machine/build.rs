@@ -318,6 +318,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         let vcpu = Vcpu::new(cpu, fd, counts.clone());
         let list = guest_cpuid(cpu);
         vcpu.set_cpuid(&list)?;
+        vcpu.set_msrs(&boot::FIRMWARE_MSRS)?;
         if cpu == 0 {
             let mut sregs = vcpu.sregs()?;
             let regs = boot::start_registers(entry, &mut sregs);

@@ -167,10 +167,10 @@ impl Region {
         &self.alias
     }
 
-    /// The eight bytes at `offset`, whether poisoned or not; none past the end or once departed.
+    /// The eight bytes at `offset`, whether poisoned or not: ones once departed, none past the end.
     pub fn read_u64(&self, offset: u64) -> Option<u64> {
         if self.departed() {
-            return None;
+            return offset.checked_add(8).filter(|end| *end <= self.len).map(|_| u64::MAX);
         }
         let slice = self.alias.get_slice(usize::try_from(offset).ok()?, 8).ok()?;
         let mut bytes = [0; 8];
@@ -354,7 +354,8 @@ mod tests {
         }
         region.depart().unwrap();
         assert!(region.guards(0));
-        assert_eq!(region.read_u64(0), None);
+        assert_eq!(region.read_u64(0), Some(u64::MAX));
+        assert_eq!(region.read_u64((1 << 20) - 7), None);
         assert!(matches!(region.poison(0..1, 10), Err(GuardError::Departed { .. })));
     }
 }

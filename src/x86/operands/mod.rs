@@ -12,6 +12,7 @@ mod delivery;
 mod descriptors;
 mod fetch;
 mod hazard;
+mod plain;
 mod special;
 mod strings;
 mod vectors;
