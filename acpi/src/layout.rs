@@ -85,8 +85,6 @@ pub const PCI_CONFIG_PORT: u16 = 0xCF8;
 
 /// Interrupt line of the serial port (edge, ISA).
 pub const SERIAL_GSI: u32 = 4;
-/// Interrupt line of the RTC (edge, ISA).
-pub const RTC_GSI: u32 = 8;
 /// Interrupt line of the generic event device (edge, active high).
 pub const GED_GSI: u32 = 9;
 

@@ -114,26 +114,24 @@ impl Traps {
         progress: &mut Progress,
     ) -> Result<Option<VcpuExitKind>, TrapError> {
         let _held = self.baton.take().map_err(TrapError::Stopped)?;
-        let mut first_rip = None;
+        // The instruction that is being repeated, and whether anything was done since the trap.
+        let mut repeated = None;
+        let mut moved = false;
         for _ in 0..MOST_ITERATIONS {
             let touch = self.touch(vcpu)?;
             let rip = touch.state.regs.rip;
-            if *first_rip.get_or_insert(rip) != rip {
+            if repeated.is_some_and(|repeated| repeated != rip) {
                 break;
             }
             let pages = self.guarded_pages(&touch.accesses);
             if pages.is_empty() {
-                if first_rip == Some(rip) && progress.at == Some((rip, touch.state.regs.rcx)) {
-                    progress.retries += 1;
-                } else {
-                    *progress = Progress { at: Some((rip, touch.state.regs.rcx)), retries: 0 };
+                if moved {
+                    break;
                 }
-                if progress.retries > MOST_RETRIES {
-                    return Err(self.stuck(vcpu, &touch));
-                }
-                return Ok(None);
+                return self.note_retry(vcpu, &touch, progress).map(|()| None);
             }
             *progress = Progress::default();
+            moved = true;
             let hit = intersects(&touch.accesses, |gpa, len| self.consumable_poison(gpa, len));
             match hit {
                 Hit::Load(consumed) => {
@@ -148,11 +146,13 @@ impl Traps {
                 Hit::None | Hit::StoreOnly { .. } => {}
             }
             if self.copy(vcpu, &touch)? {
+                repeated = Some(rip);
                 continue;
             }
             self.report_stale(vcpu.id(), &touch, None);
             if self.skip_store(vcpu, &touch, &pages)? {
-                break;
+                // Stores come in rows: the next instruction may be one too.
+                continue;
             }
             if let Some(exit) = self.step(vcpu, &pages)? {
                 return Ok(Some(exit));
@@ -160,8 +160,21 @@ impl Traps {
             if touch.operands.as_ref().is_none_or(|operands| operands.repeat.is_none()) {
                 break;
             }
+            repeated = Some(rip);
         }
         Ok(None)
+    }
+
+    /// Nothing that the vCPU touches is guarded: a guard may have gone meanwhile, so it tries again, but not for
+    /// ever.
+    fn note_retry(&self, vcpu: &Vcpu, touch: &Touch, progress: &mut Progress) -> Result<(), TrapError> {
+        let place = (touch.state.regs.rip, touch.state.regs.rcx);
+        if progress.at == Some(place) {
+            progress.retries += 1;
+        } else {
+            *progress = Progress { at: Some(place), retries: 0 };
+        }
+        if progress.retries > MOST_RETRIES { Err(self.stuck(vcpu, touch)) } else { Ok(()) }
     }
 
     /// What the instruction at RIP touches, or the event that is being delivered before it.

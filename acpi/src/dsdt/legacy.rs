@@ -4,7 +4,7 @@ use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Res
 
 use super::Body;
 use crate::layout::{
-    ECAM_BASE, ECAM_SIZE, FLUSH_BASE, FLUSH_SIZE, MAX_UNITS, PLATFORM_BASE, RTC_GSI, RTC_PORT, SERIAL_GSI,
+    ECAM_BASE, ECAM_SIZE, FLUSH_BASE, FLUSH_SIZE, MAX_UNITS, PLATFORM_BASE, RTC_PORT, SERIAL_GSI,
     SERIAL_PORT, UNIT_BASE, UNIT_SIZE,
 };
 use crate::platform::PVPANIC;
@@ -68,10 +68,7 @@ fn rtc(body: &mut Body) {
         "RTC0".into(),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
-            &Name::new(
-                "_CRS".into(),
-                &ResourceTemplate::new(vec![&IO::new(RTC_PORT, RTC_PORT, 1, 2), &edge_interrupt(RTC_GSI)]),
-            ),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(RTC_PORT, RTC_PORT, 1, 2)])),
         ],
     ));
 }
