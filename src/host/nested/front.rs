@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long to wait for level 1, which others may be using at the same time.
-const START_TIMEOUT: Duration = Duration::from_secs(180);
+const START_TIMEOUT: Duration = Duration::from_secs(330);
 
 /// How many times a keeper is started, or lost while it ends, before that counts as a failure.
 const ATTEMPTS: usize = 4;

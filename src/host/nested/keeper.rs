@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// How long level 1 may take to start; some 4 s when nothing else runs.
-const START_TIMEOUT: Duration = Duration::from_secs(180);
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long level 1 may take to write everything back and end.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,8 +56,8 @@ struct Client {
 }
 
 /// The event loop's state.
-struct Keeper<'a> {
-    log: &'a File,
+struct Keeper {
+    log: File,
     epoll: Epoll,
     machine: Machine,
     agent: Line,
@@ -87,7 +87,7 @@ pub struct Service<'a> {
     /// How long to wait for front ends before ending.
     pub idle: Duration,
     /// Where the keeper writes what it has to say.
-    pub log: &'a File,
+    pub log: File,
 }
 
 /// Serves until nobody has needed level 1 for a while.
@@ -117,13 +117,14 @@ pub fn serve(service: Service) -> Result<(), String> {
         router: Router::default(),
         started: Instant::now(),
     };
-    keeper.start().map_err(words("Cannot wait for events"))?;
-    let result = keeper.run(owned, idle);
-    keeper.finish(result.as_ref().err().map(String::as_str));
+    // The report is written before the front ends lose their connection, which makes them read it.
+    let result = keeper.start().map_err(words("Cannot wait for events"));
+    let result = result.and_then(|()| keeper.run(owned, idle)).map_err(|text| owned.report_failure(&text));
+    keeper.finish(owned, result.as_ref().err().and_then(|text| text.lines().next()));
     result
 }
 
-impl Keeper<'_> {
+impl Keeper {
     fn start(&mut self) -> io::Result<()> {
         self.agent_interest = EventSet::IN;
         self.control(ControlOperation::Add, AGENT, self.agent.stream().as_raw_fd(), EventSet::IN)?;
@@ -327,7 +328,7 @@ impl Keeper<'_> {
 
     fn say(&self, text: &str) {
         // A full disk loses the log and nothing else.
-        let _ = writeln!(&mut { self.log }, "{text}");
+        let _ = writeln!(&self.log, "{text}");
     }
 
     fn send_agent(&mut self, frame: Frame) {
@@ -346,8 +347,10 @@ impl Keeper<'_> {
     }
 
     /// Ends level 1: new front ends find nobody, commands are told to end, file systems are written back.
-    fn finish(&mut self, failure: Option<&str>) {
+    fn finish(&mut self, owned: &Owned, failure: Option<&str>) {
         self.listener = None;
+        // Whoever comes now starts a keeper, which waits for this one to end.
+        let _ = std::fs::remove_file(owned.place().socket());
         let clients: Vec<ClientId> = self.clients.keys().copied().collect();
         if let Some(reason) = failure {
             for route in self.router.agent_gone(&format!("The software KVM host has ended: {reason}")) {

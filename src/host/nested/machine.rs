@@ -18,9 +18,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-/// The processor of level 1. EPYC v1 lacks ERMS, without which Linux loses its recoverable copy; TCG lacks some of
-/// EPYC's other features and says so in the log.
-const CPU: &str = "EPYC,+svm,+npt,+erms";
+/// The processor of level 1. EPYC v1 lacks ERMS, without which Linux loses its recoverable copy. What is taken away
+/// TCG does not have: it would only warn.
+const CPU: &str = "EPYC,+svm,+npt,+erms,-fxsr-opt,-misalignsse,-osvw,-topoext,-nrip-save,-xsavec";
 
 /// Kernel command line of level 1. Mitigations and watchdogs only cost time there: nothing in it is of another user,
 /// and emulated time stands still when the host is busy.

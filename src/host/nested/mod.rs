@@ -136,25 +136,26 @@ pub fn keep() -> Result<(), NestedError> {
         }
         std::thread::sleep(Duration::from_millis(50));
     };
-    let failure = nested.place.failure();
-    // There is none after a start that went well.
-    let _ = fs::remove_file(&failure);
-    keep_owned(&nested, &owned).map_err(|text| {
-        let log = fs::read_to_string(nested.place.log()).unwrap_or_default();
-        let console = fs::read_to_string(nested.place.console()).unwrap_or_default();
-        let text = format!("{text}\n{}{}", last_lines(&log, 15), last_lines(&console, 15));
-        // The front end says less then.
-        let _ = fs::write(&failure, &text);
-        NestedError::Failed(text)
-    })
+    owned.forget_failure();
+    let words = |error: io::Error| NestedError::Failed(owned.report_failure(&error.to_string()));
+    // Of a keeper that was killed: this process owns the place.
+    let _ = fs::remove_file(nested.place.socket());
+    let listener = UnixListener::bind(nested.place.socket()).map_err(words)?;
+    // Front ends that are connected already read the report when the listener goes, after it has been written.
+    let service =
+        start(&nested, &owned, &listener).map_err(|text| NestedError::Failed(owned.report_failure(&text)))?;
+    drop(listener);
+    keeper::serve(service).map_err(NestedError::Failed)
 }
 
-fn keep_owned(nested: &Nested, owned: &Owned) -> Result<(), String> {
+fn start<'a>(
+    nested: &Nested,
+    owned: &'a Owned,
+    listener: &UnixListener,
+) -> Result<keeper::Service<'a>, String> {
     let words = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let listener = listener.try_clone().map_err(words("Cannot listen for front ends"))?;
     let place = owned.place();
-    // Of a keeper that was killed: this process owns the place.
-    let _ = fs::remove_file(place.socket());
-    let listener = UnixListener::bind(place.socket()).map_err(words("Cannot listen for front ends"))?;
     let log = File::create(place.log()).map_err(words("Cannot write the log"))?;
     let image = place.image();
     pack(nested, &image)?;
@@ -170,12 +171,7 @@ fn keep_owned(nested: &Nested, owned: &Owned) -> Result<(), String> {
         .ok()
         .and_then(|text| text.parse().ok())
         .map_or(IDLE, Duration::from_secs);
-    keeper::serve(keeper::Service { owned, listener, machine, agent, idle, log: &log })
-}
-
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("{line}\n")).collect()
+    Ok(keeper::Service { owned, listener, machine, agent, idle, log })
 }
 
 /// Packs the image that level 1 starts from.

@@ -101,7 +101,15 @@ impl Place {
     pub fn try_own(&self) -> io::Result<Option<Owned>> {
         let path = self.file("lock");
         loop {
-            let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+            let file = match File::options().create(true).truncate(false).write(true).open(&path) {
+                Ok(file) => file,
+                // The last owner of the directory has just removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    prepare(&self.dir)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
@@ -113,6 +121,25 @@ impl Place {
             }
         }
     }
+}
+
+/// Makes the directory, if it is not there, and refuses one that somebody else has made.
+fn prepare(dir: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let meta = match fs::symlink_metadata(dir) {
+        // Removed again meanwhile: whoever opens a file in it will see.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        meta => meta?,
+    };
+    if !meta.is_dir() || meta.uid() != sys::user() || meta.mode() & 0o077 != 0 {
+        let text =
+            format!("{} is not a directory of this user alone (mode 700). Remedy: remove it", dir.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(())
 }
 
 fn is_at(file: &File, path: &Path) -> bool {
@@ -134,6 +161,23 @@ impl Owned {
     pub fn place(&self) -> &Place {
         &self.place
     }
+
+    /// Removes the report of a keeper before.
+    pub fn forget_failure(&self) {
+        // There is none after a start that went well.
+        let _ = fs::remove_file(self.place.failure());
+    }
+
+    /// Writes down why this keeper fails, with the ends of its logs, for the front ends; returns what was written.
+    pub fn report_failure(&self, text: &str) -> String {
+        let read = |path: PathBuf| fs::read(path).unwrap_or_default();
+        let log = last_lines(&String::from_utf8_lossy(&read(self.place.log())));
+        let console = last_lines(&String::from_utf8_lossy(&read(self.place.console())));
+        let text = format!("{text}\n{log}{console}").trim_end().to_owned();
+        // The front ends say less then.
+        let _ = fs::write(self.place.failure(), &text);
+        text
+    }
 }
 
 impl Drop for Owned {
@@ -149,6 +193,13 @@ impl Drop for Owned {
     }
 }
 
+/// The end of a text, enough to see what was going on.
+fn last_lines(text: &str) -> String {
+    const COUNT: usize = 15;
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(COUNT)..].iter().map(|line| format!("{line}\n")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +213,26 @@ mod tests {
         fs::write(owned.place().log(), "x").unwrap();
         drop(owned);
         assert!(!dir.path().join("run").exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::inside(dir.path().join("run"), Key("k".into())).unwrap();
+        fs::remove_dir(dir.path().join("run")).unwrap();
+        assert!(place.try_own().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_failure_is_told_with_the_ends_of_the_logs() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place::inside(dir.path().join("run"), Key("k".into())).unwrap();
+        let owned = place.try_own().unwrap().unwrap();
+        fs::write(place.log(), (0..100).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
+        let text = owned.report_failure("It broke");
+        assert!(text.starts_with("It broke\nline 85\n") && text.ends_with("line 99"), "{text}");
+        drop(owned);
+        assert_eq!(fs::read_to_string(place.failure()).unwrap(), text, "the report stays");
     }
 
     #[test]
