@@ -7,11 +7,8 @@ use std::process::ExitCode;
 
 use aconite::cli::{Action, Cli, DoctorArgs, RunArgs, TablesArgs, ctl, error_chain};
 use aconite::host::{self, doctor};
-use aconite::run::{self, STATUS_FAILED};
+use aconite::run::{self, STATUS_FAILED, STATUS_USAGE};
 use clap::Parser;
-
-/// Exit status of a command line that makes no sense.
-const STATUS_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(io::stderr).with_target(false).without_time().init();
@@ -43,9 +40,8 @@ fn run_machine(args: &RunArgs) -> u8 {
     };
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     run::run_anywhere(&config, &arguments).unwrap_or_else(|error| {
-        let usage = error.is_usage();
         failed(&error);
-        if usage { STATUS_USAGE } else { STATUS_FAILED }
+        error.exit_status()
     })
 }
 

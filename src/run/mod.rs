@@ -44,10 +44,14 @@ const COMMAND_LINE: &str = "console=ttyS0 panic=-1 printk.devkmsg=on";
 /// Log level of a guest that runs a command: warnings and worse.
 const QUIET: &str = "loglevel=5";
 
+/// Exit status of a command line that makes no sense.
+pub const STATUS_USAGE: u8 = 2;
 /// Exit status when the time is over.
 pub const STATUS_TIMEOUT: u8 = 124;
 /// Exit status when the monitor failed.
 pub const STATUS_FAILED: u8 = 125;
+/// Exit status when there is no such command.
+pub const STATUS_NO_COMMAND: u8 = 127;
 /// Exit status when the guest panicked.
 pub const STATUS_PANIC: u8 = 255;
 
@@ -57,9 +61,14 @@ pub enum RunError {
     /// The description.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The command is not there.
+    #[error(
+        "The guest has no command {0:?}: name a program of this machine, or one that is packed with --file"
+    )]
+    NoCommand(PathBuf),
     /// The initial RAM disk.
     #[error("Cannot pack the guest's initial RAM disk")]
-    Pack(#[from] PackError),
+    Pack(#[source] PackError),
     /// The kernel's release.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -99,9 +108,14 @@ struct CommandEnd {
 }
 
 impl RunError {
-    /// Whether the user asked for something that cannot be.
-    pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Config(_))
+    /// The exit status: 2 if the user asked for something that cannot be, 127 if there is no such command, as of a
+    /// shell.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            Self::Config(_) => STATUS_USAGE,
+            Self::NoCommand(_) => STATUS_NO_COMMAND,
+            _ => STATUS_FAILED,
+        }
     }
 }
 
@@ -250,8 +264,8 @@ fn guest(config: &Config, checked: &Checked) -> Result<Guest, RunError> {
             Some(release) => release.clone(),
             None => kernel_image::release(&config.kernel)?,
         };
-        let modules =
-            modules::find(&config.kernel, &release, config.modules.as_deref()).map_err(PackError::from)?;
+        let modules = modules::find(&config.kernel, &release, config.modules.as_deref())
+            .map_err(|error| RunError::Pack(error.into()))?;
         let packed = initramfs::pack(&Contents {
             roots: Material::find()
                 .and_then(|material| material.tools())
@@ -262,6 +276,12 @@ fn guest(config: &Config, checked: &Checked) -> Result<Guest, RunError> {
             command: config.command.first().map(PathBuf::from),
             files: config.files.iter().map(|file| (file.source.clone(), file.target.clone())).collect(),
             ..Contents::guest(Some(modules))
+        })
+        .map_err(|error| match error {
+            PackError::NoProgram(program) if config.command.first().map(Path::new) == Some(&program) => {
+                RunError::NoCommand(program)
+            }
+            error => RunError::Pack(error),
         })?;
         guest.initrd = packed.bytes;
         if let (Some(first), Some(packed)) = (guest.command.first_mut(), packed.command) {
