@@ -29,6 +29,7 @@ use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
 use crate::config::{self, CheckedPmem, Place};
 use crate::fault::{StaleLog, Traps};
+use crate::host::probe;
 use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, Vm};
 use crate::layout::{Layout, LayoutError, UnitRequest};
 use crate::memory::backing::{self, BackingError};
@@ -238,9 +239,12 @@ impl PoisonView for SpacePoison {
 
 /// The firmware tables of a machine, without building it: KVM is asked for its address bits where it is there.
 pub fn tables(config: &config::Machine, pmem: &[CheckedPmem]) -> Result<Tables, BuildError> {
-    let address_bits = Vm::open()
-        .and_then(|kvm| Vm::supported_cpuid(&kvm))
-        .map_or(DEFAULT_ADDRESS_BITS, |supported| cpuid::physical_bits(&supported));
+    // A KVM that cannot run machines says nothing of the one that will.
+    let supported = probe::kvm().usable().then(|| Vm::open().and_then(|kvm| Vm::supported_cpuid(&kvm)));
+    let address_bits = match supported {
+        Some(Ok(supported)) => cpuid::physical_bits(&supported),
+        _ => DEFAULT_ADDRESS_BITS,
+    };
     let plan = Plan::new(config, pmem, address_bits)?;
     let occupants = config
         .pmem
