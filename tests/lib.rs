@@ -1,35 +1,44 @@
-//! What the end-to-end tests share.
+//! What the end-to-end tests share: real guests, started by the program as a user starts it, and looked at from
+//! inside (a shell) and outside (the API socket, the run directory).
 //!
-//! They run with `cargo xtask test`, which gets kernels and programs for guests first and builds the program.
+//! Nothing is built or fetched here. `cargo xtask test` does both, and names the program and the material in
+//! `ACONITE_BIN` and `ACONITE_MATERIAL`; without them every test fails and says so. All waits are bounded, and a
+//! test that fails shows what its guest printed last and what the monitor reported.
 
-use std::path::PathBuf;
-use std::process::Command;
+#[path = "harness/environment.rs"]
+pub mod environment;
+#[path = "harness/http.rs"]
+pub mod http;
+#[path = "harness/kernel_log.rs"]
+pub mod kernel_log;
+#[path = "harness/machine.rs"]
+pub mod machine;
+#[path = "harness/record.rs"]
+pub mod record;
+#[path = "harness/run.rs"]
+pub mod run;
+#[path = "harness/streams.rs"]
+mod streams;
 
-/// The program: `$ACONITE_BIN`, else the one that cargo has built beside this test.
+pub use environment::{aconite, aconite_path};
+pub use machine::Machine;
+pub use record::Ended;
+pub use run::Run;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Asks `condition` until it has an answer.
 ///
 /// # Panics
-/// It is not there.
-pub fn aconite_path() -> PathBuf {
-    let path = match std::env::var_os("ACONITE_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let test = std::env::current_exe().expect("the path of this test");
-            // target/debug/deps/TEST
-            test.ancestors().nth(2).expect("a directory of cargo's").join("aconite")
+/// There is none within `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(answer) = condition() {
+            return answer;
         }
-    };
-    assert!(
-        path.is_file(),
-        "There is no program {}. Remedy: cargo xtask test, or cargo build",
-        path.display()
-    );
-    path
-}
-
-/// A command that starts the program.
-///
-/// # Panics
-/// The program is not there.
-pub fn aconite() -> Command {
-    Command::new(aconite_path())
+        assert!(Instant::now() < deadline, "{what} did not come within {limit:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
 }

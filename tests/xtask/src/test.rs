@@ -1,40 +1,134 @@
 //! `cargo xtask test`: everything that the tests need, then the tests.
+//!
+//! Three tiers: `--quick`, all tests that boot nothing; without arguments, those and what every change must hold
+//! against real guests; a suite by name, everything of it, wide tables and slow tests too.
 
 use crate::fetch;
-use anyhow::{Context, Result};
-use std::path::Path;
-use std::process::{Command, ExitCode, ExitStatus};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 /// The package of the tests that boot machines.
 const END_TO_END: &str = "aconite-tests";
 
+/// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
+/// other nothing.
+const GUESTS: &str = "2";
+
+/// A part of the end-to-end tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Suite {
+    /// Guests boot, run commands and end
+    Boot,
+    /// Options, files and images that are wrong
+    Input,
+    /// Persistent memory as guests see it, and what it keeps
+    Nvdimm,
+    /// The software KVM host
+    Host,
+}
+
+impl Suite {
+    /// Test target, and the filter for it.
+    fn target(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Self::Boot => ("e2e", Some("boot::")),
+            Self::Input => ("e2e", Some("input::")),
+            Self::Nvdimm => ("e2e", Some("nvdimm::")),
+            Self::Host => ("nested_host", None),
+        }
+    }
+}
+
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Arguments {
+    /// Suites of end-to-end tests to run as a whole, slow and wide tests too [default: all other tests]
+    suites: Vec<Suite>,
     /// Only the tests that boot no guest: no material is fetched
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["suites", "kernel"])]
     quick: bool,
-    /// Passed to cargo test: package selection, a filter, `-- --nocapture`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// The kernel of the tests that are not about a certain one, by its name among the material
+    #[arg(long, value_name = "NAME", default_value = "6.12")]
+    kernel: String,
+    /// Passed to the tests: a filter, `--nocapture`
+    #[arg(last = true)]
     rest: Vec<String>,
 }
 
-/// Runs the command; the exit status is that of `cargo test`.
+/// Runs the command; the exit status is that of the first `cargo test` that fails.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let mut test = cargo();
-    test.args(["test", "--workspace"]);
-    if arguments.quick {
-        test.args(["--exclude", END_TO_END]);
+    if arguments.suites.is_empty() {
+        let mut unit = cargo();
+        unit.args(["test", "--workspace", "--exclude", END_TO_END]);
+        if arguments.quick {
+            unit.arg("--").args(&arguments.rest);
+        } else {
+            fetch::run(&fetch::Arguments::default())?;
+        }
+        let status = unit.status().context("Cannot start cargo")?;
+        if arguments.quick || !status.success() {
+            return Ok(exit_code(status));
+        }
     } else {
         fetch::run(&fetch::Arguments::default())?;
-        // The end-to-end tests start the program, which cargo test alone does not build.
-        let built = cargo().args(["build", "--package", "aconite"]).status().context("Cannot start cargo")?;
-        if !built.success() {
-            return Ok(exit_code(built));
+    }
+
+    let program = build_program()?;
+    let end_to_end = || {
+        let mut test = cargo();
+        test.args(["test", "--package", END_TO_END])
+            .env("ACONITE_BIN", &program)
+            .env("ACONITE_KERNEL", &arguments.kernel);
+        if std::env::var_os("RUST_TEST_THREADS").is_none() {
+            test.env("RUST_TEST_THREADS", GUESTS);
+        }
+        test
+    };
+    let mut runs = Vec::new();
+    if arguments.suites.is_empty() {
+        let mut test = end_to_end();
+        test.arg("--").args(&arguments.rest);
+        runs.push(test);
+    }
+    for suite in &arguments.suites {
+        let (target, filter) = suite.target();
+        let mut test = end_to_end();
+        test.args(["--test", target, "--", "--include-ignored"]);
+        // A filter of the user's is narrower than the suite's, and two of them would be either.
+        match arguments.rest.first() {
+            Some(first) if !first.starts_with('-') => {}
+            _ => drop(test.args(filter)),
+        }
+        test.args(&arguments.rest);
+        runs.push(test);
+    }
+    for mut test in runs {
+        let status = test.status().context("Cannot start cargo")?;
+        if !status.success() {
+            return Ok(exit_code(status));
         }
     }
-    let status = test.args(&arguments.rest).status().context("Cannot start cargo")?;
-    Ok(exit_code(status))
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds the program as users have it, and returns its path as cargo tells it.
+fn build_program() -> Result<PathBuf> {
+    let output = cargo()
+        .args(["build", "--release", "--package", "aconite", "--message-format", "json-render-diagnostics"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("Cannot start cargo")?;
+    if !output.status.success() {
+        bail!("The program cannot be built: see above");
+    }
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let executable = messages.lines().rev().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let named = message["target"]["name"] == "aconite";
+        message["executable"].as_str().filter(|_| named).map(PathBuf::from)
+    });
+    executable.context("Cargo built the program, but did not say where it is")
 }
 
 fn cargo() -> Command {

@@ -1,0 +1,8 @@
+//! End-to-end tests: `aconite run` with stock kernels. Each module is a suite, `cargo xtask test SUITE`.
+//!
+//! A boot takes many seconds where KVM is emulated, so a test asks one guest as much as is honest. Tests that are
+//! slow or look at many cells of a table are ignored by default (`wide`), and run with their suite's name.
+
+mod boot;
+mod input;
+mod nvdimm;
