@@ -14,6 +14,7 @@ use std::process::Command;
 
 use aconite_agent::config;
 use aconite_agent::protocol::Share;
+use aconite_agent::workload;
 use thiserror::Error;
 
 use super::AGENT;
@@ -132,7 +133,7 @@ pub struct Contents {
     pub roots: Vec<PathBuf>,
     /// Programs to pack, by name or path. They win over busybox.
     pub programs: Vec<PathBuf>,
-    /// The program of the command that will be run, by name or path: packed unless busybox provides it.
+    /// The program of the command that will be run, by name or path: packed unless the guest has it anyway.
     pub command: Option<PathBuf>,
     /// Files to pack: where they are on the host, and where they go.
     pub files: Vec<(PathBuf, PathBuf)>,
@@ -196,7 +197,7 @@ pub fn pack(contents: &Contents) -> Result<Initramfs, PackError> {
         tree: Tree::default(),
         roots: &roots,
         libraries: Libraries::new(&roots),
-        applets: BTreeSet::new(),
+        provided: BTreeSet::new(),
         wanted_modules: BTreeSet::new(),
     };
     packer.skeleton()?;
@@ -232,8 +233,9 @@ struct Packer<'a> {
     /// The host's own root comes last.
     roots: &'a [Root],
     libraries: Libraries<'a>,
-    /// What busybox provides, as paths with the links of the tree followed.
-    applets: BTreeSet<PathBuf>,
+    /// What the guest has without a program of the host, the agent and what busybox provides, as paths with the links
+    /// of the tree followed.
+    provided: BTreeSet<PathBuf>,
     wanted_modules: BTreeSet<&'static str>,
 }
 
@@ -253,7 +255,12 @@ impl<'a> Packer<'a> {
         for (path, text) in FILES {
             self.tree.file(Path::new(path), 0o644, text.into())?;
         }
-        Ok(self.tree.file(Path::new("/init"), 0o755, AGENT.to_vec())?)
+        self.tree.file(Path::new("/init"), 0o755, AGENT.to_vec())?;
+        // The program of the workloads.
+        let program = Path::new("/usr/bin").join(workload::PROGRAM);
+        self.tree.link(&program, Path::new("/init"))?;
+        self.provided.insert(program);
+        Ok(())
     }
 
     fn busybox(&mut self) -> Result<(), PackError> {
@@ -266,14 +273,14 @@ impl<'a> Packer<'a> {
         let listing = output.ok().filter(|output| output.status.success() && !output.stdout.is_empty());
         let listing = listing.ok_or(PackError::Busybox(file))?;
         for name in String::from_utf8_lossy(&listing.stdout).lines() {
-            self.applets.insert(self.tree.resolve(&Path::new("/").join(name), true)?);
+            self.provided.insert(self.tree.resolve(&Path::new("/").join(name), true)?);
         }
         self.copy_program(root, &path, Path::new(BUSYBOX), 0)
     }
 
     /// Packs a program; returns what to call it in the guest.
-    fn program(&mut self, program: &Path, applets_first: bool) -> Result<PathBuf, PackError> {
-        if applets_first && self.is_applet(program)? {
+    fn program(&mut self, program: &Path, provided_first: bool) -> Result<PathBuf, PackError> {
+        if provided_first && self.is_provided(program)? {
             return Ok(program.into());
         }
         let (root, path) = self.look_up(program).ok_or_else(|| PackError::NoProgram(program.into()))?;
@@ -281,12 +288,12 @@ impl<'a> Packer<'a> {
         Ok(path)
     }
 
-    fn is_applet(&self, program: &Path) -> Result<bool, PackError> {
+    fn is_provided(&self, program: &Path) -> Result<bool, PackError> {
         if program.is_absolute() {
-            return Ok(self.applets.contains(&self.tree.resolve(program, true)?));
+            return Ok(self.provided.contains(&self.tree.resolve(program, true)?));
         }
         let is_name = program.parent() == Some(Path::new(""));
-        Ok(is_name && self.applets.iter().any(|applet| applet.file_name() == Some(program.as_os_str())))
+        Ok(is_name && self.provided.iter().any(|applet| applet.file_name() == Some(program.as_os_str())))
     }
 
     /// The root that has a program, and its path there. A name is looked for in the usual directories, a path
@@ -370,7 +377,7 @@ impl<'a> Packer<'a> {
             );
         }
         for program in wanted {
-            if !self.is_applet(&program)? {
+            if !self.is_provided(&program)? {
                 let (root, path) = self.look_up(&program).ok_or(PackError::NoProgram(program))?;
                 self.copy_program(root, &path, &path, depth)?;
             }
@@ -391,7 +398,7 @@ impl<'a> Packer<'a> {
     }
 
     fn link_applets(&mut self) -> Result<(), PackError> {
-        for applet in &self.applets {
+        for applet in &self.provided {
             if !self.tree.contains(applet) {
                 self.tree.link(applet, Path::new(BUSYBOX))?;
             }

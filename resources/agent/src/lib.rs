@@ -1,6 +1,7 @@
 //! What the agent inside a machine and the monitor outside it agree on: the wire
 //! [`protocol`], the small text files that the agent reads from its initramfs
-//! ([`config`]), and the lines that it writes on the console when it cannot speak.
+//! ([`config`]), the lines that it writes on the console when it cannot speak, and
+//! those that its workloads and their drivers exchange ([`workload`]).
 //!
 //! The library holds bytes and text only, so that the monitor can use it without
 //! taking over anything that belongs to PID 1. The agent itself is the binary of
@@ -10,3 +11,4 @@
 pub mod config;
 pub mod protocol;
 mod wire;
+pub mod workload;

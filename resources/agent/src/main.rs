@@ -1,8 +1,10 @@
 //! The agent inside a machine of aconite: PID 1 of a guest, PID 1 of the first-level
-//! machine of the nested host, or, for tests, an ordinary process.
+//! machine of the nested host, or, for tests, an ordinary process. In a guest it is also
+//! the program of the named workloads.
 //!
 //! `boot` and `nested_root` set the machine up, `server` speaks the protocol over one
-//! descriptor, `channel` is one command or connection of it, `sys` holds the system calls.
+//! descriptor, `channel` is one command or connection of it, `sys` holds the system calls; `workload_map`
+//! is the workload of that name, `workload_probe` its accesses.
 
 mod boot;
 mod channel;
@@ -10,6 +12,8 @@ mod console;
 mod nested_root;
 mod server;
 mod sys;
+mod workload_map;
+mod workload_probe;
 
 use std::fs::{self, File};
 use std::os::fd::RawFd;
@@ -17,10 +21,12 @@ use std::process::ExitCode;
 
 use aconite_agent::config::{CONSOLE_FATAL, CONSOLE_NO_PORT, ROLE_HOST};
 use aconite_agent::protocol::{Power, Role};
+use aconite_agent::workload;
 
 use crate::server::Server;
 
-const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER";
+const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER, \
+                     or aconite-agent workload map";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
@@ -30,6 +36,13 @@ fn main() -> ExitCode {
         ["--fd", number] => match number.parse() {
             Ok(fd) => serve_process(fd),
             Err(_) => usage(),
+        },
+        ["workload", workload::MAP] => match workload_map::run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                console::say(format_args!("The workload {} ends: {error}", workload::MAP));
+                ExitCode::FAILURE
+            }
         },
         // The kernel passes on words of its command line that it does not know.
         _ if std::process::id() == 1 => serve_machine(words.contains(&"host")),

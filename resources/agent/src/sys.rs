@@ -1,7 +1,8 @@
 //! The system calls that the standard library has no safe name for, each wrapped
-//! once. All of the agent's unsafe code is here.
+//! once. All of the agent's unsafe code is here and in `workload_probe`.
 
 use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io::{self, Error};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -270,4 +271,45 @@ pub fn lead_session(command: &mut Command, on_terminal: bool) {
     };
     // SAFETY: the closure makes async-signal-safe calls only and allocates nothing.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// FIEMAP's request and one extent (include/uapi/linux/fiemap.h, `struct fiemap` and `struct fiemap_extent`).
+#[repr(C)]
+#[derive(Default)]
+struct Fiemap {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped_extents: u32,
+    extent_count: u32,
+    reserved: u32,
+    logical: u64,
+    physical: u64,
+    extent_length: u64,
+    extent_reserved64: [u64; 2],
+    extent_flags: u32,
+    extent_reserved: [u32; 3],
+}
+
+/// `_IOWR('f', 11, struct fiemap)`.
+const FS_IOC_FIEMAP: u64 = 0xC020_660B;
+/// The data have no place on the device that could be named: FIEMAP_EXTENT_UNKNOWN, DELALLOC, ENCODED, DATA_INLINE,
+/// UNWRITTEN.
+const NO_PLACE: u32 = 0x2 | 0x4 | 0x8 | 0x200 | 0x800;
+
+/// Where byte `offset` of a file is on the block device of its file system.
+pub fn locate(file: &File, offset: u64) -> io::Result<u64> {
+    let mut map = Fiemap { start: offset, length: 1, extent_count: 1, ..Fiemap::default() };
+    // SAFETY: the request has room for the one extent that it allows.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP as _, &mut map) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let within = offset.checked_sub(map.logical).filter(|within| *within < map.extent_length);
+    match within {
+        Some(within) if map.mapped_extents == 1 && map.extent_flags & NO_PLACE == 0 => {
+            Ok(map.physical + within)
+        }
+        _ => Err(io::Error::from_raw_os_error(libc::ENODATA)),
+    }
 }

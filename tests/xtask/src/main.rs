@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
+mod demo;
 mod fetch;
 #[path = "../../../src/host/manifest.rs"]
 #[allow(dead_code)]
@@ -21,6 +22,8 @@ struct Arguments {
 enum Command {
     /// Get kernels, QEMU and guest programs, as packages of Debian, into target/material: nothing is installed
     Fetch(fetch::Arguments),
+    /// Show what aconite is for, on a stock kernel: poison, repair and removal of its memory
+    Demo(demo::Arguments),
     /// Run all tests; what they need is fetched first
     Test(test::Arguments),
 }
@@ -28,6 +31,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Fetch(arguments) => fetch::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
     };
     match result {
