@@ -37,6 +37,8 @@ pub enum Request {
     Create(PathBuf, u64),
     /// Map all of a file, shared, to be read and written.
     Map(PathBuf),
+    /// Undo the mapping.
+    Unmap,
     /// Where a byte of a file is: its offset in the block device of the file system (FIEMAP).
     Locate(PathBuf, u64),
     /// Load the word at an offset of the mapping.
@@ -119,6 +121,7 @@ impl fmt::Display for Request {
         match self {
             Self::Create(path, length) => write!(f, "create {} {length:#x}", field(path)),
             Self::Map(path) => write!(f, "map {}", field(path)),
+            Self::Unmap => write!(f, "unmap"),
             Self::Locate(path, offset) => write!(f, "locate {} {offset:#x}", field(path)),
             Self::Load(offset) => write!(f, "load {offset:#x}"),
             Self::Store(offset, word) => write!(f, "store {offset:#x} {word:#x}"),
@@ -140,6 +143,7 @@ impl Request {
         let request = match fields.word()? {
             "create" => Self::Create(fields.path()?, fields.number()?),
             "map" => Self::Map(fields.path()?),
+            "unmap" => Self::Unmap,
             "locate" => Self::Locate(fields.path()?, fields.number()?),
             "load" => Self::Load(fields.number()?),
             "store" => Self::Store(fields.number()?, fields.number()?),
@@ -262,6 +266,7 @@ mod tests {
         let requests = [
             Request::Create(path(), 1 << 20),
             Request::Map(path()),
+            Request::Unmap,
             Request::Locate(path(), 0x1240),
             Request::Load(8),
             Request::Store(8, u64::MAX),

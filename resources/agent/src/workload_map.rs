@@ -54,6 +54,10 @@ impl Workload {
         let result = match request {
             Request::Create(path, length) => create(&path, length),
             Request::Map(path) => self.map(&path),
+            Request::Unmap => match self.mapping.take() {
+                Some(mapping) => mapping.undo().map(|()| Reply::Done),
+                None => return no_mapping(),
+            },
             Request::Locate(path, offset) => {
                 File::open(path).and_then(|file| sys::locate(&file, offset)).map(Reply::At)
             }
@@ -215,6 +219,8 @@ mod tests {
         assert_eq!(ask(format!("read {file} 0x1f00 0x200")), Reply::Compared { good: 32, bad: 32 });
         assert_eq!(ask("read /no/such/file 0 8".into()), Reply::Errno(libc::ENOENT));
         assert!(matches!(ask("load 0x2000".into()), Reply::Wrong(_)));
+        assert_eq!(ask("unmap".into()), Reply::Done);
+        assert!(matches!(ask("unmap".into()), Reply::Wrong(_)));
         std::fs::remove_file(path).unwrap();
     }
 

@@ -99,8 +99,7 @@ pub fn catch_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// A file mapped shared, to be read and written. It stays mapped until the process ends, as the mapping that outlives
-/// its device is what it is for.
+/// A file mapped shared, to be read and written. It stays mapped until [`Mapping::undo`] or the process's end.
 pub struct Mapping {
     address: *mut u8,
     length: u64,
@@ -121,6 +120,13 @@ impl Mapping {
         Ok(Mapping { address: address.cast(), length })
     }
 
+    /// Unmaps the file.
+    pub fn undo(self) -> io::Result<()> {
+        // SAFETY: the area is that of `new`, nobody else knows of it, and it is not used after this.
+        let result = unsafe { libc::munmap(self.address.cast(), self.length as usize) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// Its address.
     pub fn address(&self) -> u64 {
         self.address as u64
@@ -131,7 +137,7 @@ impl Mapping {
         let address = self.word(offset)?;
         let mut word = 0;
         let rip = &raw const aconite_load_access;
-        // SAFETY: the word is within the mapping, which is never undone; a signal that the access raises is caught.
+        // SAFETY: the word is within the mapping, which is there as long as `self`; a signal that the access raises is caught.
         let failed = unsafe { aconite_load(address, &mut word) } != 0;
         Some(if failed { Err(noted(rip)) } else { Ok((word, rip as u64)) })
     }

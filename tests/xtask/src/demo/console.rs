@@ -5,18 +5,19 @@
 
 use serde::Serialize;
 
-/// A kind of message: part of the line, what it means, and whether it is a sign of damage in the kernel.
+/// A kind of message: how the line begins (`^`) or a part of it, what it means, and whether it is a sign of damage in
+/// the kernel.
 const KINDS: [(&str, &str, bool); 15] = [
-    ("Kernel panic", "the kernel panicked", true),
-    ("BUG: ", "the kernel crashed (oops)", true),
-    ("Oops: ", "the kernel crashed (oops)", true),
-    ("general protection fault", "the kernel crashed (oops)", true),
-    ("kernel BUG at", "the kernel stopped at an assertion", true),
-    ("WARNING: ", "the kernel warned of a state it should not be in", true),
+    ("^Kernel panic", "the kernel panicked", true),
+    ("^BUG: ", "the kernel crashed (oops)", true),
+    ("^Oops: ", "the kernel crashed (oops)", true),
+    ("^general protection fault", "the kernel crashed (oops)", true),
+    ("^kernel BUG at", "the kernel stopped at an assertion", true),
+    ("^WARNING: ", "the kernel warned of a state it should not be in", true),
     ("blocked for more than", "a task hangs in the kernel", true),
     ("rcu_preempt detected stalls", "a processor hangs in the kernel", true),
     ("soft lockup", "a processor hangs in the kernel", true),
-    ("Machine check events logged", "machine checks were logged", false),
+    ("^mce: Uncorrected hardware memory error", "a machine check reported poison", false),
     ("Sending SIGBUS", "the kernel sent SIGBUS because of poison", false),
     ("recovery action", "the kernel took the poisoned page out of use", false),
     ("shut down requested", "the file system shut itself down", false),
@@ -48,7 +49,11 @@ pub fn classify(log: &str) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     let lines: Vec<&str> = log.lines().map(without_time).collect();
     for (index, line) in lines.iter().enumerate() {
-        let Some((_, meaning, damage)) = KINDS.iter().find(|(part, ..)| line.contains(part)) else {
+        let says = |part: &str| match part.strip_prefix('^') {
+            Some(beginning) => line.starts_with(beginning),
+            None => line.contains(part),
+        };
+        let Some((_, meaning, damage)) = KINDS.iter().find(|(part, ..)| says(part)) else {
             continue;
         };
         if let Some(known) = findings.iter_mut().find(|finding| finding.meaning == *meaning) {
@@ -85,7 +90,8 @@ mod tests {
     #[test]
     fn a_log_is_put_in_words() {
         let log = "\
-[    5.100000] mce: [Hardware Error]: Machine check events logged\r
+[    0.818254] Speculative Return Stack Overflow: WARNING: See the documentation\r
+[    5.100000] mce: Uncorrected hardware memory error in user-access at 12020a240\r
 [    5.110000] Memory failure: 0x100a0a: Sending SIGBUS to aconite-agent:100 due to hardware memory corruption\r
 [    5.120000] Memory failure: 0x100a0a: recovery action for dax page: Recovered\r
 [    8.000000] EXT4-fs (pmem0): shut down requested (2)\r
@@ -103,7 +109,7 @@ mod tests {
         assert_eq!(
             meanings,
             [
-                ("machine checks were logged", false, 1),
+                ("a machine check reported poison", false, 1),
                 ("the kernel sent SIGBUS because of poison", false, 1),
                 ("the kernel took the poisoned page out of use", false, 1),
                 ("the file system shut itself down", false, 1),

@@ -8,6 +8,7 @@ mod guest;
 mod program;
 mod report;
 mod story;
+mod words;
 
 use crate::fetch;
 use anyhow::{Context, Result, bail};

@@ -203,17 +203,27 @@ mod tests {
         report
     }
 
+    /// The summary without its columns.
+    fn words(report: &Report) -> String {
+        report
+            .summary()
+            .lines()
+            .flat_map(|line| line.split_whitespace().chain(["/"]))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
     #[test]
     fn it_passes_only_if_everything_was_seen() {
         assert!(all_but(&[]).finish(None));
         assert!(!all_but(&[]).finish(Some("the guest is gone".into())));
         let mut report = all_but(&[Check::StaleAccess]);
         assert!(!report.finish(None));
-        assert!(report.summary().contains("! stale access       not reached"), "{}", report.summary());
+        assert!(words(&report).contains("! stale access not reached /"), "{}", words(&report));
         report.check(Check::StaleAccess, Err("no stale access was reported".into()));
         assert!(!report.finish(None));
-        let summary = report.summary();
-        assert!(summary.contains("! stale access       no stale access was reported"), "{summary}");
+        let summary = words(&report);
+        assert!(summary.contains("! stale access no stale access was reported"), "{summary}");
         assert!(summary.contains("Only 12 of 13 things"), "{summary}");
     }
 
@@ -225,11 +235,11 @@ mod tests {
         report.kernel_log(console::classify(log));
         report.observe("umount(8) was killed".into());
         assert!(report.finish(None));
-        let summary = report.summary();
-        assert!(summary.contains(
-            "  FINDING            the kernel crashed (oops) in dax_disassociate_entry+0x35/0x70: "
-        ));
-        assert!(summary.contains("  afterwards         umount(8) was killed"), "{summary}");
+        let summary = words(&report);
+        assert!(
+            summary.contains("/ FINDING the kernel crashed (oops) in dax_disassociate_entry+0x35/0x70: ")
+        );
+        assert!(summary.contains("/ afterwards umount(8) was killed"), "{summary}");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["passed"], true);
         assert_eq!(json["checks"]["sigbus"]["seen"], true);

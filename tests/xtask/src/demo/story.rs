@@ -3,7 +3,8 @@
 use super::guest::Guest;
 use super::program::{Program, number};
 use super::report::{Check, Report};
-use aconite_agent::workload::{Reply, Request, Signal, WORD, pattern, pattern_bytes};
+use super::words::{bad_blocks, done, plain, show_stale, word};
+use aconite_agent::workload::{Reply, Request, Signal, WORD, pattern_bytes};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs::File;
@@ -29,8 +30,6 @@ const LINE_OFFSET: u64 = 10 * PAGE + 0x240;
 const BOOT: Duration = Duration::from_secs(240);
 /// Seconds that umount(8) may take after the removal.
 const UMOUNT: u64 = 10;
-/// Reported stale accesses that are shown; all are in the result.
-const SHOWN: usize = 12;
 /// EIO of errno(3).
 const EIO: i32 = 5;
 
@@ -323,15 +322,10 @@ impl<'a> Story<'a> {
             }
         }
         let reply = guest.ask(&Request::Store(0, 0))?;
-        self.report.observe(format!("storing to {:#x} of the old mapping {}", at.mapping, store(&reply)));
+        self.report.observe(format!("storing to {:#x} of the old mapping {}", at.mapping, done(&reply)));
         let events = self.program.events(before)?;
         let stale: Vec<Value> = named(&events, "stale_access").cloned().collect();
-        for event in stale.iter().take(SHOWN) {
-            println!("  stale access: {}", access(event));
-        }
-        if stale.len() > SHOWN {
-            println!("  and {} more, which are in the result", stale.len() - SHOWN);
-        }
+        show_stale(&stale);
         let matching = own
             .iter()
             .filter(|(va, rip)| {
@@ -362,6 +356,8 @@ impl<'a> Story<'a> {
     }
 
     fn end(&mut self, mut guest: Guest) -> Result<()> {
+        let unmapped = guest.ask(&Request::Unmap)?;
+        self.report.observe(format!("munmap(2) of the old mapping {}", done(&unmapped)));
         let clean = match guest.run(UMOUNT, "umount /mnt") {
             Ok((Reply::Exit(0), _)) => {
                 self.report.observe("umount(8) succeeded".into());
@@ -433,74 +429,12 @@ fn machine_check(events: &[Value], reply: &Reply, at: Where) -> Result<String, S
     }
 }
 
-/// A stale access in words.
-fn access(event: &Value) -> String {
-    let who = if event["cpl"] == 3 { "a process" } else { "the kernel" };
-    let va =
-        event.get("va").map_or_else(|| "no virtual address".to_owned(), |va| format!("va {}", plain(va)));
-    format!(
-        "vCPU {}, RIP {}, CR3 {}, CPL {} ({who}), {va}, gpa {}, {} bytes, {}; {} {}; number {} of its kind",
-        event["vcpu"],
-        plain(&event["rip"]),
-        plain(&event["cr3"]),
-        event["cpl"],
-        plain(&event["gpa"]),
-        event["bytes"],
-        plain(&event["direction"]),
-        plain(&event["device"]),
-        plain(&event["offset"]),
-        event["count"]
-    )
-}
-
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// What a load after the removal came to.
-fn word(reply: &Reply, offset: u64) -> String {
-    match reply {
-        Reply::Loaded { word: u64::MAX, .. } => "gave all ones".into(),
-        Reply::Loaded { word, .. } if *word == pattern(offset) => {
-            format!("gave the old data, {word:#x}: it is still within reach")
-        }
-        Reply::Loaded { word, .. } => format!("gave {word:#x}"),
-        other => store(other),
-    }
-}
-
-/// What a store after the removal came to.
-fn store(reply: &Reply) -> String {
-    match reply {
-        Reply::Done => "went through, to nowhere".into(),
-        Reply::Signal(signal) => {
-            format!("raised signal {}, si_code {}, si_addr {:#x}", signal.number, signal.code, signal.address)
-        }
-        other => format!("ended in {other}"),
-    }
-}
-
-/// Sectors of /sys/block/DEVICE/badblocks: each line is the first and their number.
-fn bad_blocks(text: &str) -> Vec<(u64, u64)> {
-    let pair = |line: &str| {
-        let (first, count) = line.trim().split_once(' ')?;
-        Some((first.parse().ok()?, count.parse().ok()?))
-    };
-    text.lines().filter_map(pair).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
     const AT: Where = Where { gpa: 1 << 32, mapping: 0x7f00_0000_0000, block: 0x8_0240, device: 0x28_0240 };
-
-    #[test]
-    fn bad_blocks_are_read() {
-        assert_eq!(bad_blocks("65609 1\n65700 8\n"), [(65609, 1), (65700, 8)]);
-        assert_eq!(bad_blocks("\n"), []);
-    }
 
     #[test]
     fn the_machine_check_is_that_of_the_load() {
@@ -517,20 +451,5 @@ mod tests {
         assert!(machine_check(&events("0x401008"), &reply, AT).is_err());
         assert!(machine_check(&events("0x401000")[..1], &reply, AT).is_err());
         assert!(machine_check(&events("0x401000"), &Reply::Done, AT).is_err());
-    }
-
-    #[test]
-    fn accesses_in_words() {
-        let event = json!({
-            "device": "p0", "offset": "0x280240", "vcpu": 0, "rip": "0x401000", "cr3": "0x1234000", "cpl": 3,
-            "va": "0x7f0000000240", "gpa": "0x100280240", "bytes": 8, "direction": "read", "count": 1
-        });
-        assert_eq!(
-            access(&event),
-            "vCPU 0, RIP 0x401000, CR3 0x1234000, CPL 3 (a process), va 0x7f0000000240, gpa 0x100280240, 8 bytes, read; \
-             p0 0x280240; number 1 of its kind"
-        );
-        assert_eq!(word(&Reply::Loaded { word: u64::MAX, rip: 0 }, 0), "gave all ones");
-        assert!(word(&Reply::Loaded { word: pattern(8), rip: 0 }, 8).contains("old data"));
     }
 }
