@@ -37,7 +37,11 @@ fn the_agent_is_init() {
     assert_eq!(files["lib64"], (0o120_777, b"usr/lib".to_vec()));
     assert!(files.contains_key("proc") && files.contains_key("dev"));
     assert!(!files.contains_key("etc/aconite/shares"));
-    assert_eq!(files["usr/bin/aconite-agent"], (0o120_777, b"/init".to_vec()), "the program of the workloads");
+    assert_eq!(
+        files["usr/bin/aconite-agent"],
+        (0o120_777, b"/init".to_vec()),
+        "the program of the workloads"
+    );
     let workload = Contents { command: Some("aconite-agent".into()), ..Contents::empty(None) };
     assert_eq!(pack(&workload).unwrap().command.as_deref(), Some(Path::new("aconite-agent")));
 }
