@@ -267,15 +267,20 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let mca = McaConfig::for_vendor(Vendor::of(&supported));
     let vm = Arc::new(Vm::new(kvm, mca.msr_ranges())?);
     let fds = (0..config.cpus).map(|cpu| vm.create_vcpu(cpu)).collect::<Result<Vec<_>, _>>()?;
+    // Without kvmclock, Linux on AMD can only measure the TSC against the PM timer, and gives that up where a port
+    // access takes longer than 50000 cycles (`tsc_read_refs` in arch/x86/kernel/tsc.c), as it does in a software KVM
+    // host: it is told the frequency on its command line instead.
+    let tsc_khz = fds.first().and_then(|fd| fd.get_tsc_khz().ok());
     let cpu_config = CpuidConfig {
         vcpus: config.cpus,
         vendor: None,
         hypervisor: config.cpu.hypervisor,
         erms: true,
         mca,
-        tsc_khz: fds.first().and_then(|fd| fd.get_tsc_khz().ok()),
+        tsc_khz,
         tsc_deadline: vm.has_tsc_deadline_timer(),
-        invariant_tsc: None,
+        // Without kvmclock the TSC is the guest's clock, and no watchdog of a slow host may take it away.
+        invariant_tsc: (!config.cpu.hypervisor).then_some(true),
     };
     let guest_cpuid = |cpu| cpuid::guest_cpuid(&supported, &cpu_config, cpu);
     let first = guest_cpuid(0);
@@ -313,7 +318,11 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     guest.write_slice(&tables.blob(), GuestAddress(tables.blob_address()))?;
     guest.write_slice(tables.rsdp(), GuestAddress(tables.rsdp_address()))?;
     boot::write_start_state(&guest)?;
-    let image = Image { kernel: &config.kernel, initrd: spec.initrd, command_line: spec.command_line };
+    let command_line = match tsc_khz.filter(|_| !config.cpu.hypervisor) {
+        Some(khz) => format!("tsc_early_khz={khz} {}", spec.command_line),
+        None => spec.command_line.to_owned(),
+    };
+    let image = Image { kernel: &config.kernel, initrd: spec.initrd, command_line: &command_line };
     let entry = boot::load(&guest, &plan.ram, &image)?;
 
     let counts = Arc::new(ExitCounts::default());
