@@ -34,8 +34,13 @@ pub struct MachineArgs {
     /// What the guest sees of processors and clocks: hypervisor=on|off,kvmclock=on|off,pm_timer=on|off
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub cpu: Vec<String>,
-    /// A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N][,readonly=on|off][,at=ADDRESS]
-    #[arg(long, value_name = "KEY=VALUE,...")]
+    /// Persistent memory devices, each as its keys and values.
+    #[arg(
+        long,
+        value_name = "KEY=VALUE,...",
+        help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N]\
+                [,readonly=on|off][,at=ADDRESS]"
+    )]
     pub pmem: Vec<String>,
     /// What may arrive while the machine runs: nfit=N,size=SIZE
     #[arg(long, value_name = "KEY=VALUE,...")]

@@ -31,8 +31,8 @@ pub struct Cli {
 pub enum Action {
     /// Boot a machine, and run a command in its guest
     ///
-    /// The exit status is that of the command; 124 after a timeout, 125 when the monitor failed, 255 when the guest
-    /// panicked.
+    /// The exit status is that of the command; 124 after a timeout, 125 when the monitor failed, 254 when the guest
+    /// reset itself, 255 when it panicked or a processor shut down. result.json in --run-dir says which it was.
     Run(RunArgs),
     /// Ask something of a running machine, through its API socket
     ///

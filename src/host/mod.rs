@@ -2,6 +2,7 @@
 //!
 //! Everything that depends on the machine Aconite runs on is in this module; nothing else in the program asks.
 
+pub mod attach;
 pub mod doctor;
 pub mod manifest;
 pub mod material;

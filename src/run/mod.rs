@@ -1,7 +1,7 @@
 //! `aconite run`: from a description to an exit status.
 
-mod attach;
 mod report;
+mod signals;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -14,7 +14,6 @@ use std::time::Duration;
 use aconite_agent::protocol::{Exec, ExitStatus, Power};
 use thiserror::Error;
 
-pub use self::attach::attach;
 use self::report::Report;
 use crate::api::{Executor, Server, SocketError};
 use crate::command::{Event, EventBus};
@@ -23,6 +22,7 @@ use crate::guest::client::{Client, ClientError};
 use crate::guest::initramfs::{self, Contents, PackError};
 use crate::guest::kernel_image::{self, ImageError};
 use crate::guest::modules;
+use crate::host::attach::{SIGNALS, attach};
 use crate::host::material::Material;
 use crate::host::nested::{self, NestedError};
 use crate::host::sys::Signals;
@@ -52,6 +52,8 @@ pub const STATUS_TIMEOUT: u8 = 124;
 pub const STATUS_FAILED: u8 = 125;
 /// Exit status when there is no such command.
 pub const STATUS_NO_COMMAND: u8 = 127;
+/// Exit status when the guest asked for a reset before its command had ended.
+pub const STATUS_RESET: u8 = 254;
 /// Exit status when the guest panicked.
 pub const STATUS_PANIC: u8 = 255;
 
@@ -163,7 +165,7 @@ fn run(config: &Config, checked: &Checked, host: &str) -> Result<u8, RunError> {
     let events_file = run_dir.map(|dir| create(&dir.join("events.jsonl"))).transpose()?;
     let Guest { initrd, command } = guest(config, checked)?;
     // Blocked before any thread is started, so that all of them leave the signals to the one that waits.
-    let signals = Signals::block(&attach::SIGNALS).map_err(RunError::Setup)?;
+    let signals = Signals::block(&SIGNALS).map_err(RunError::Setup)?;
 
     let with_command = config.agent && !config.command.is_empty();
     let console_log = ConsoleLog::default();
@@ -214,7 +216,7 @@ fn run(config: &Config, checked: &Checked, host: &str) -> Result<u8, RunError> {
         spawn("agent", move || talk(ours, &command, &handle, &end, signals))?;
     } else {
         let handle = handle.clone();
-        spawn("signals", move || attach::stop_on_signal(&signals, &handle))?;
+        spawn("signals", move || signals::stop_on_signal(&signals, &handle))?;
     }
 
     let outcome = machine.run().map_err(MachineError::from)?;
@@ -313,7 +315,7 @@ fn talk(stream: UnixStream, command: &[String], handle: &Handle, end: &Mutex<Com
     };
     handle.events().publish(Event::AgentReady { kernel: client.hello().release.clone() });
     if command.is_empty() {
-        attach::power_off_on_signal(&signals, &client, handle);
+        signals::power_off_on_signal(&signals, &client, handle);
         return;
     }
     let exec = Exec {
@@ -353,7 +355,8 @@ fn status(outcome: &Outcome, end: &CommandEnd) -> u8 {
         Cause::Timeout => STATUS_TIMEOUT,
         Cause::NoAgent | Cause::Failed(_) => STATUS_FAILED,
         Cause::Signal { signal } => 128u8.wrapping_add(*signal as u8),
-        Cause::PowerOff | Cause::Reset | Cause::Quit => end.status.unwrap_or(0),
+        Cause::Reset => end.status.unwrap_or(STATUS_RESET),
+        Cause::PowerOff | Cause::Quit => end.status.unwrap_or(0),
     }
 }
 

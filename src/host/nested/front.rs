@@ -3,13 +3,12 @@
 use super::{KEEPER_COMMAND, Nested, NestedError, machine};
 use crate::api::Socket;
 use crate::guest::client::{Client, ClientError};
-use crate::guest::process::{Connection, Control};
-use crate::host::sys::{self, RawTerminal, Signals};
-use aconite_agent::protocol::{Exec, WindowSize};
+use crate::guest::process::Connection;
+use crate::host::attach::{SIGNALS, attach};
+use crate::host::sys::{self, Signals};
+use aconite_agent::protocol::Exec;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -31,10 +30,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Says in level 1 that this is level 1.
 pub const INSIDE_VARIABLE: &str = "ACONITE_INSIDE_NESTED_HOST";
 
-/// Signals that are passed on. The rest is between this process and its kernel.
-const PASSED: [i32; 7] =
-    [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
-
 /// Variables whose value means the same in level 1.
 fn is_passed(name: &str) -> bool {
     let exact = ["PATH", "HOME", "USER", "LOGNAME", "TERM", "COLORTERM", "NO_COLOR", "LANG", "TZ", "TMPDIR"];
@@ -51,7 +46,7 @@ fn is_passed(name: &str) -> bool {
 pub fn run(arguments: &[OsString], api_socket: Option<&Path>) -> Result<u8, NestedError> {
     let nested = Nested::find()?;
     // Before any thread is started: all of them must have the signals blocked.
-    let signals = Signals::block(&PASSED).map_err(NestedError::Local)?;
+    let signals = Signals::block(&SIGNALS).map_err(NestedError::Local)?;
     let client = connect(&nested)?;
     let ended = Arc::new(AtomicBool::new(false));
     let mut arguments = arguments.to_vec();
@@ -61,9 +56,9 @@ pub fn run(arguments: &[OsString], api_socket: Option<&Path>) -> Result<u8, Nest
         arguments = with_option(&arguments, "--api-socket", inside.as_os_str());
         _socket = Some(forward(path, inside, client.clone(), ended.clone())?);
     }
-    let result = execute(&nested, &client, &arguments, signals);
+    let result = attach(&client, command(&nested, &arguments)?, signals);
     ended.store(true, Ordering::Relaxed);
-    result
+    Ok(u8::try_from(result?.shell_code() & 0xff).unwrap_or(u8::MAX))
 }
 
 /// `aconite __inside COMMAND...`: runs a command of the host inside. `arguments` begin with `__inside`.
@@ -79,54 +74,7 @@ pub fn inside(arguments: &[OsString]) -> Result<u8, NestedError> {
     Err(NestedError::Command { program: program.clone(), source })
 }
 
-fn execute(
-    nested: &Nested,
-    client: &Client,
-    arguments: &[OsString],
-    signals: Signals,
-) -> Result<u8, NestedError> {
-    let (stdin, stdout) = (io::stdin(), io::stdout());
-    let on_terminal = stdin.is_terminal() && stdout.is_terminal() && sys::in_foreground(stdin.as_fd());
-    let terminal = on_terminal.then(|| window(&stdout).unwrap_or(WindowSize { rows: 24, columns: 80 }));
-    let process = client.exec(command(nested, arguments, terminal)?)?;
-    let control = process.control();
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || pass_signals(&signals, &control))
-        .map_err(NestedError::Local)?;
-    let raw = match on_terminal {
-        true => Some(RawTerminal::enter(stdin.as_fd()).map_err(NestedError::Local)?),
-        false => None,
-    };
-    // A lock on standard input would be held by a thread that never ends; reads go to the descriptor itself.
-    let input = fs::File::from(stdin.as_fd().try_clone_to_owned().map_err(NestedError::Local)?);
-    let status = process.bridge(Some(Box::new(input)), stdout, io::stderr());
-    drop(raw);
-    Ok(u8::try_from(status?.shell_code() & 0xff).unwrap_or(u8::MAX))
-}
-
-fn window(terminal: &impl AsFd) -> Option<WindowSize> {
-    sys::window_size(terminal.as_fd()).map(|(rows, columns)| WindowSize { rows, columns })
-}
-
-fn pass_signals(signals: &Signals, control: &Control) {
-    while let Ok(signal) = signals.wait() {
-        let sent = match (signal, window(&io::stdout())) {
-            (libc::SIGWINCH, Some(size)) => control.resize(size),
-            (libc::SIGWINCH, None) => Ok(()),
-            _ => control.signal(signal),
-        };
-        if sent.is_err() {
-            return;
-        }
-    }
-}
-
-fn command(
-    nested: &Nested,
-    arguments: &[OsString],
-    terminal: Option<WindowSize>,
-) -> Result<Exec, NestedError> {
+fn command(nested: &Nested, arguments: &[OsString]) -> Result<Exec, NestedError> {
     let program = std::env::current_exe().map_err(NestedError::Files)?;
     let cwd = std::env::current_dir().map_err(NestedError::Files)?;
     let mut argv = vec![machine::live_path(&program).into_os_string().into_vec()];
@@ -143,7 +91,7 @@ fn command(
         .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
         .collect();
     let cwd = machine::live_path(&cwd).into_os_string().into_vec();
-    Ok(Exec { argv, env, cwd, terminal })
+    Ok(Exec { argv, env, cwd, terminal: None })
 }
 
 /// `arguments` with the long option `name` set to `value`, in front of a `--`.

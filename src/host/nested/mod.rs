@@ -43,7 +43,7 @@ pub const KEEPER_COMMAND: &str = "__keeper";
 /// The hidden command that runs a command of the host inside.
 pub const INSIDE_COMMAND: &str = "__inside";
 
-/// Seconds without a front end after which the keeper ends, if other than [`IDLE`].
+/// Seconds without a front end after which the keeper ends, if other than 60.
 pub const IDLE_VARIABLE: &str = "ACONITE_NESTED_IDLE";
 
 /// How long the keeper waits for the next front end.

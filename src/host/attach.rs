@@ -1,4 +1,5 @@
-//! Connects a command in a guest to this process's terminal, streams and signals.
+//! Connects a command that an agent runs, in a guest or in the software KVM host, to this process's terminal,
+//! streams and signals.
 
 use std::fs::File;
 use std::io::{self, IsTerminal};
@@ -8,10 +9,9 @@ use std::thread;
 
 use aconite_agent::protocol::{Exec, ExitStatus, WindowSize};
 
+use super::sys::{self, RawTerminal, Signals};
 use crate::guest::client::{Client, ClientError};
 use crate::guest::process::Control;
-use crate::host::sys::{self, RawTerminal, Signals};
-use crate::machine::{Cause, Handle};
 
 /// Signals that are passed on to the command. The rest is between this process and its kernel.
 pub const SIGNALS: [i32; 7] =
@@ -54,34 +54,6 @@ fn pass_signals(signals: &Signals, control: &Control) {
         };
         if sent.is_err() {
             return;
-        }
-    }
-}
-
-/// Ends a machine that has no agent at the first signal.
-pub fn stop_on_signal(signals: &Signals, handle: &Handle) {
-    if let Some(signal) = next_end(signals) {
-        handle.stop(Cause::Signal { signal });
-    }
-}
-
-/// Asks the guest to power off at the first signal, and ends the machine at the second.
-pub fn power_off_on_signal(signals: &Signals, client: &Client, handle: &Handle) {
-    if next_end(signals).is_none() {
-        return;
-    }
-    if client.power(aconite_agent::protocol::Power::Off).is_err() {
-        handle.stop(Cause::PowerOff);
-    }
-    stop_on_signal(signals, handle);
-}
-
-fn next_end(signals: &Signals) -> Option<i32> {
-    loop {
-        match signals.wait() {
-            Ok(libc::SIGWINCH | libc::SIGUSR1 | libc::SIGUSR2) => {}
-            Ok(signal) => return Some(signal),
-            Err(_) => return None,
         }
     }
 }
