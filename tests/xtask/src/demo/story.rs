@@ -147,7 +147,7 @@ impl<'a> Story<'a> {
     fn map(&mut self, guest: &mut Guest) -> Result<Where> {
         guest.must_run("ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem > /dev/null")?;
         guest.must_run("mkfs.ext4 -q /dev/pmem0")?;
-        guest.must_run("mount -t ext4 -o dax=always /dev/pmem0 /mnt")?;
+        guest.must_run("mount -t ext4 -o dax=always,noinit_itable /dev/pmem0 /mnt")?;
         let path = || PathBuf::from(FILE);
         match guest.ask(&Request::Create(path(), FILE_LENGTH))? {
             Reply::Done => {}
