@@ -48,7 +48,9 @@ pub fn run(_: &Arguments) -> Result<ExitCode> {
 
     println!("Step 2: build aconite (the first time takes minutes)");
     let built = Instant::now();
-    let place = Place::new(Path::new(DIRECTORY), &fetch::material_root());
+    let material = fetch::material_root().canonicalize().context("Cannot find the material")?;
+    // Commands are run at the top of the tree, and shown as they would be typed there.
+    let place = Place::new(Path::new(DIRECTORY), material.strip_prefix(&root).unwrap_or(&material));
     let program = Program::build(&root, &place.socket)?;
     report.took("build", built.elapsed());
 
