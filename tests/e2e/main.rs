@@ -4,5 +4,6 @@
 //! slow or look at many cells of a table are ignored by default (`wide`), and run with their suite's name.
 
 mod boot;
+mod hostile;
 mod input;
 mod nvdimm;

@@ -4,7 +4,7 @@
 //!
 //! `boot` and `nested_root` set the machine up, `server` speaks the protocol over one
 //! descriptor, `channel` is one command or connection of it, `sys` holds the system calls; `workload_map`
-//! is the workload of that name, `workload_probe` its accesses.
+//! is the workload of that name, `workload_probe` its accesses, `workload_garbage` another one.
 
 mod boot;
 mod channel;
@@ -12,12 +12,14 @@ mod console;
 mod nested_root;
 mod server;
 mod sys;
+mod workload_garbage;
 mod workload_map;
 mod workload_probe;
 
 use std::fs::{self, File};
 use std::os::fd::RawFd;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use aconite_agent::config::{CONSOLE_FATAL, CONSOLE_NO_PORT, ROLE_HOST};
 use aconite_agent::protocol::{Power, Role};
@@ -26,7 +28,7 @@ use aconite_agent::workload;
 use crate::server::Server;
 
 const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER, \
-                     or aconite-agent workload map";
+                     or aconite-agent workload map, or aconite-agent workload garbage SEED SECONDS";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
@@ -43,6 +45,19 @@ fn main() -> ExitCode {
                 console::say(format_args!("The workload {} ends: {error}", workload::MAP));
                 ExitCode::FAILURE
             }
+        },
+        ["workload", workload::GARBAGE, seed, seconds] => match (seed.parse(), seconds.parse()) {
+            (Ok(seed), Ok(seconds)) => match workload_garbage::run(seed, Duration::from_secs(seconds)) {
+                Ok(count) => {
+                    console::line(format_args!("{count} accesses"));
+                    ExitCode::SUCCESS
+                }
+                Err(error) => {
+                    console::say(format_args!("The workload {} ends: {error}", workload::GARBAGE));
+                    ExitCode::FAILURE
+                }
+            },
+            _ => usage(),
         },
         // The kernel passes on words of its command line that it does not know.
         _ if std::process::id() == 1 => serve_machine(words.contains(&"host")),

@@ -1,5 +1,5 @@
 //! The system calls that the standard library has no safe name for, each wrapped
-//! once. All of the agent's unsafe code is here and in `workload_probe`.
+//! once. All of the agent's unsafe code is here and in the workloads that exist for it.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;

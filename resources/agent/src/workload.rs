@@ -14,6 +14,8 @@ use crate::config::{escape, unescape};
 pub const PROGRAM: &str = "aconite-agent";
 /// The name of the workload that maps a file: `aconite-agent workload map`.
 pub const MAP: &str = "map";
+/// The name of the workload that touches devices at random: `aconite-agent workload garbage SEED SECONDS`.
+pub const GARBAGE: &str = "garbage";
 /// What output lines of a command begin with.
 pub const OUTPUT: &str = "| ";
 /// Bytes of a word: loads and stores are as long, and [`pattern`] is divided so.

@@ -24,6 +24,8 @@ enum Suite {
     Input,
     /// Persistent memory as guests see it, and what it keeps
     Nvdimm,
+    /// Guests that mean harm
+    Hostile,
     /// The software KVM host
     Host,
 }
@@ -35,6 +37,7 @@ impl Suite {
             Self::Boot => ("e2e", Some("boot::")),
             Self::Input => ("e2e", Some("input::")),
             Self::Nvdimm => ("e2e", Some("nvdimm::")),
+            Self::Hostile => ("e2e", Some("hostile::")),
             Self::Host => ("nested_host", None),
         }
     }
