@@ -235,7 +235,7 @@ impl Traps {
     fn copy(&self, vcpu: &Vcpu, touch: &Touch) -> Result<bool, TrapError> {
         let Some(operands) = &touch.operands else { return Ok(false) };
         let Some(repeat) = &operands.repeat else { return Ok(false) };
-        if vcpu.events()?.interrupt.injected != 0 {
+        if event_in_flight(&vcpu.events()?).is_some() {
             return Ok(false);
         }
         let run = bulk(&touch.state, &*self.space, repeat, |gpa, len| self.consumable_poison(gpa, len));

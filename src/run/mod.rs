@@ -46,7 +46,7 @@ const QUIET: &str = "loglevel=5";
 
 /// Exit status of a command line that makes no sense.
 pub const STATUS_USAGE: u8 = 2;
-/// Exit status when the time is over.
+/// Exit status when the time is over, or the guest has not come as far as its agent.
 pub const STATUS_TIMEOUT: u8 = 124;
 /// Exit status when the monitor failed.
 pub const STATUS_FAILED: u8 = 125;
@@ -352,8 +352,8 @@ fn power_off(client: &Client, handle: &Handle) {
 fn status(outcome: &Outcome, end: &CommandEnd) -> u8 {
     match &outcome.cause {
         Cause::Panic | Cause::TripleFault { .. } => STATUS_PANIC,
-        Cause::Timeout => STATUS_TIMEOUT,
-        Cause::NoAgent | Cause::Failed(_) => STATUS_FAILED,
+        Cause::Timeout | Cause::NoAgent => STATUS_TIMEOUT,
+        Cause::Failed(_) => STATUS_FAILED,
         Cause::Signal { signal } => 128u8.wrapping_add(*signal as u8),
         Cause::Reset => end.status.unwrap_or(STATUS_RESET),
         Cause::PowerOff | Cause::Quit => end.status.unwrap_or(0),
