@@ -495,3 +495,18 @@ proptest! {
         let _ = image::inspect(file.path());
     }
 }
+
+#[test]
+fn the_sample_machines_are_valid() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("resources/machines");
+    let mut seen = 0;
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let mut machine = Machine::load(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        machine.kernel = "vmlinuz".into();
+        machine.complete();
+        machine.validate().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        seen += 1;
+    }
+    assert!(seen >= 2, "the samples are there");
+}
