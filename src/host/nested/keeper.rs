@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// How long level 1 may take to start; some 4 s when nothing else runs.
-const START_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long level 1 may take to write everything back and end.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
@@ -46,7 +46,7 @@ extern "C" fn on_terminate(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void
 }
 
 /// How setting level 1 up went, and what is to be remarked.
-type Setup = Result<String, String>;
+pub(super) type Setup = Result<String, String>;
 
 struct Client {
     line: Line,
@@ -412,10 +412,16 @@ fn greeting(role: Role, nonce: u64) -> Hello {
     }
 }
 
-/// Mounts the live share and sets level 1 up, over a connection of its own.
+/// Sets level 1 up over a connection of its own.
 fn prepare(stream: UnixStream) -> Setup {
+    let agent = AgentClient::connect(stream, START_TIMEOUT)
+        .map_err(|error| format!("Level 1 did not start: {error}"))?;
+    set_up(&agent)
+}
+
+/// Mounts the live share and prepares a started level 1 for machines.
+pub(super) fn set_up(agent: &AgentClient) -> Setup {
     let words = |what: &'static str| move |error| format!("{what}: {error}");
-    let agent = AgentClient::connect(stream, START_TIMEOUT).map_err(words("Level 1 did not start"))?;
     agent.mount(machine::live_share()).map_err(words("Cannot mount the host's files"))?;
     let command = Exec {
         argv: ["sh", "-c", &machine::setup_script()].map(|arg| arg.as_bytes().to_vec()).into(),

@@ -128,6 +128,17 @@ fn fstab(text: &str) -> String {
     text.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012")
 }
 
+/// What drives the clock of level 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// The host's time; a thread for each processor.
+    #[default]
+    Wall,
+    /// Instructions: one nanosecond for each, of all levels together, on one processor. Idle time is skipped. What
+    /// is measured with it repeats, however busy the host is.
+    Instructions,
+}
+
 /// What level 1 is started from.
 pub struct Parts<'a> {
     /// The emulator.
@@ -140,6 +151,8 @@ pub struct Parts<'a> {
     pub console: &'a Path,
     /// Where QEMU's messages go.
     pub log: File,
+    /// What drives its clock.
+    pub clock: Clock,
 }
 
 /// A running QEMU. It dies with the thread that started it.
@@ -181,6 +194,15 @@ impl Drop for Machine {
 }
 
 fn arguments(command: &mut Command, parts: &Parts, memory: u64, cpus: usize) {
+    match parts.clock {
+        Clock::Wall => {
+            command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-smp", &cpus.to_string()]);
+        }
+        Clock::Instructions => {
+            command.args(["-accel", "tcg,thread=single,tb-size=1024", "-smp", "1"]);
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
+    }
     // QEMU takes a doubled comma for a comma.
     let escape = |path: &Path| path.to_string_lossy().replace(',', ",,");
     command
@@ -192,8 +214,7 @@ fn arguments(command: &mut Command, parts: &Parts, memory: u64, cpus: usize) {
             "-machine",
             "q35,usb=off,vmport=off",
         ])
-        .args(["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", CPU])
-        .args(["-m", &format!("{}M", memory >> 20), "-smp", &cpus.to_string()])
+        .args(["-cpu", CPU, "-m", &format!("{}M", memory >> 20)])
         .args(["-display", "none", "-monitor", "none", "-no-reboot"])
         .arg("-kernel")
         .arg(&parts.kernel.image)

@@ -20,6 +20,7 @@ pub mod keeper;
 pub mod line;
 pub mod machine;
 pub mod place;
+pub mod private;
 pub mod router;
 
 use super::manifest::NESTED_KERNEL;
@@ -28,7 +29,7 @@ use crate::api::SocketError;
 use crate::guest::AGENT;
 use crate::guest::client::ClientError;
 use crate::guest::initramfs::{self, Contents, ModuleRequest};
-use machine::{Machine, Parts};
+use machine::{Clock, Machine, Parts};
 use place::{Key, Owned, Place};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -158,13 +159,16 @@ fn start<'a>(
     let place = owned.place();
     let log = File::create(place.log()).map_err(words("Cannot write the log"))?;
     let image = place.image();
-    pack(nested, &image)?;
+    // Gives memory back; level 1 works without.
+    let balloon = ModuleRequest { name: "virtio_balloon".into(), needed: false, load: true };
+    pack(nested, &image, vec![balloon])?;
     let parts = Parts {
         qemu: &nested.qemu,
         kernel: &nested.kernel,
         image: &image,
         console: &place.console(),
         log: log.try_clone().map_err(words("Cannot write the log"))?,
+        clock: Clock::Wall,
     };
     let (machine, agent) = Machine::start(parts).map_err(words("Cannot start QEMU"))?;
     let idle = std::env::var(IDLE_VARIABLE)
@@ -174,11 +178,10 @@ fn start<'a>(
     Ok(keeper::Service { owned, listener, machine, agent, idle, log })
 }
 
-/// Packs the image that level 1 starts from.
-fn pack(nested: &Nested, image: &Path) -> Result<(), String> {
+/// Packs the image that level 1 starts from, with modules beside those that it needs.
+fn pack(nested: &Nested, image: &Path, modules: Vec<ModuleRequest>) -> Result<(), String> {
     let mut contents = Contents::nested_host(Some(nested.kernel.modules.clone()), Vec::new());
-    // Gives memory back; level 1 works without.
-    contents.module_requests.push(ModuleRequest { name: "virtio_balloon".into(), needed: false, load: true });
+    contents.module_requests.extend(modules);
     let packed = initramfs::pack(&contents).map_err(|error| format!("Cannot pack level 1: {error}"))?;
     fs::write(image, packed.bytes).map_err(|error| format!("Cannot write {}: {error}", image.display()))
 }

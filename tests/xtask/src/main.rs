@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask COMMAND`.
 
+mod bench;
 mod demo;
 mod fetch;
 #[path = "../../../src/host/manifest.rs"]
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run all tests; what they need is fetched first
     Test(test::Arguments),
+    /// Measure boot, exits, footprint, memory devices and control, beside QEMU
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Command::Fetch(arguments) => fetch::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(status) => status,

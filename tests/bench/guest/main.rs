@@ -1,0 +1,149 @@
+//! What runs in the guests of the benchmarks.
+//!
+//! As process 1 it says that user space is reached, and waits to be killed with its machine. As an ordinary program
+//! (`aconite-bench-guest pmem`) it makes a device-dax of the first memory device, then reads requests from its
+//! standard input and answers each with a line: `read ram|dax sequential|random` with the nanoseconds that it took,
+//! `touch` with the bytes of which every page was touched for the first time.
+
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::{self, BufRead, Write};
+use std::os::fd::AsRawFd;
+use std::process::Command;
+use std::time::Instant;
+
+/// The line that process 1 prints.
+const MARKER: &str = "aconite-bench: init";
+/// Bytes that are read: more than the caches and translation buffers of processors hold.
+const WINDOW: usize = 64 << 20;
+/// Loads of a random reading.
+const RANDOM_LOADS: usize = 1 << 20;
+const PAGE: usize = 4096;
+const HUGE_PAGE: usize = 2 << 20;
+const DEVICE: &str = "/dev/dax0.0";
+
+fn main() {
+    if std::process::id() == 1 {
+        println!("{MARKER}");
+        loop {
+            std::thread::park();
+        }
+    }
+    if let Err(error) = serve() {
+        println!("error {error}");
+        std::process::exit(1);
+    }
+}
+
+fn serve() -> io::Result<()> {
+    if !fs::exists(DEVICE)? {
+        let made = Command::new("ndctl")
+            .args(["create-namespace", "--force", "--reconfig=namespace0.0", "--mode=devdax", "--map=mem"])
+            .output()?;
+        if !made.status.success() {
+            return Err(io::Error::other(String::from_utf8_lossy(&made.stderr).replace('\n', " ")));
+        }
+    }
+    let device = File::options().read(true).write(true).open(DEVICE)?;
+    let size = fs::read_to_string("/sys/bus/dax/devices/dax0.0/size")?;
+    let size: usize = size.trim().parse().map_err(io::Error::other)?;
+    let (dax, ram) = (Map::of(&device, size)?, Map::anonymous(WINDOW)?);
+    println!("ready {size}");
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let answer = match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["touch"] => dax.touch(),
+            ["read", "ram", order] => read(&ram.words()[..WINDOW / 8], order),
+            ["read", "dax", order] => read(&dax.words()[..WINDOW / 8], order),
+            _ => return Ok(()),
+        };
+        println!("{answer}");
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+/// Memory that this process has mapped, for as long as it lives.
+struct Map {
+    base: *const u8,
+    len: usize,
+}
+
+impl Map {
+    fn of(file: &File, len: usize) -> io::Result<Self> {
+        // SAFETY: a new map at an address of the kernel's choice.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Map { base: base.cast(), len })
+    }
+
+    /// Memory of the guest in huge pages, all of it there.
+    fn anonymous(len: usize) -> io::Result<Self> {
+        // SAFETY: a new map at an address of the kernel's choice.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len + HUGE_PAGE,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = (base as usize).next_multiple_of(HUGE_PAGE);
+        // SAFETY: the range lies in the map made above, which is writable.
+        unsafe {
+            libc::madvise(start as *mut libc::c_void, len, libc::MADV_HUGEPAGE);
+            std::ptr::write_bytes(start as *mut u8, 1, len);
+        }
+        Ok(Map { base: start as *const u8, len })
+    }
+
+    fn words(&self) -> &[u64] {
+        // SAFETY: the map is page aligned, readable, as long as said, and never unmapped; nobody writes to it.
+        unsafe { std::slice::from_raw_parts(self.base.cast(), self.len / 8) }
+    }
+
+    /// Touches every page; returns the bytes that they hold.
+    fn touch(&self) -> u64 {
+        for word in self.words().iter().step_by(PAGE / 8) {
+            black_box(*word);
+        }
+        self.len as u64
+    }
+}
+
+/// Reads `words`; returns nanoseconds.
+fn read(words: &[u64], order: &str) -> u64 {
+    let start = Instant::now();
+    let mut sum = 0u64;
+    if order == "random" {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        for _ in 0..RANDOM_LOADS {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            sum = sum.wrapping_add(words[state as usize % words.len()]);
+        }
+    } else {
+        for word in words {
+            sum = sum.wrapping_add(black_box(*word));
+        }
+    }
+    black_box(sum);
+    start.elapsed().as_nanos() as u64
+}

@@ -1,0 +1,50 @@
+//! What runs in level 1: carries out the steps of a plan and says what they yield.
+
+mod boot;
+mod control;
+mod counters;
+mod floors;
+mod monitor;
+mod pmem;
+mod trace;
+
+use crate::plan::{Line, Measured, Plan, Step};
+use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+/// Carries out the plan in `path`.
+pub fn run(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("Cannot read {}", path.display()))?;
+    let plan: Plan = serde_json::from_reader(file).context("Cannot understand the plan")?;
+    for step in &plan.steps {
+        say(&Line::Begin(*step))?;
+        say(&match measure(&plan, *step) {
+            Ok(measured) => Line::Done(*step, measured),
+            Err(error) => Line::Failed(*step, format!("{error:#}")),
+        })?;
+    }
+    Ok(())
+}
+
+fn say(line: &Line) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, line)?;
+    out.write_all(b"\n")?;
+    Ok(out.flush()?)
+}
+
+fn measure(plan: &Plan, step: Step) -> Result<Measured> {
+    Ok(match step {
+        Step::Floors => Measured::Floors(floors::measure()?),
+        Step::Boot { contestant, image, console, round: _ } => {
+            Measured::Boot(boot::measure(plan, contestant, image, console)?)
+        }
+        Step::Profile { contestant, console, pmem } => {
+            Measured::Profile(boot::profile(plan, contestant, console, pmem)?)
+        }
+        Step::Control { contestant } => Measured::Control(control::measure(plan, contestant)?),
+        Step::Pmem { poisons, layout } => Measured::Pmem(pmem::measure(plan, poisons, layout)?),
+    })
+}

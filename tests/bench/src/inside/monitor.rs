@@ -1,0 +1,180 @@
+//! The contestants' command lines, and one of them while it runs.
+
+use crate::plan::{Console, Contestant, Image, Plan};
+use aconite::host::material::{Material, Qemu};
+use anyhow::{Context, Result, bail};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// RAM of the guests, in MiB.
+pub const RAM_MIB: u64 = 512;
+/// What process 1 of the guest says.
+const MARKER: &[u8] = b"aconite-bench: init";
+/// What aconite puts on every kernel command line; QEMU is given the same.
+const COMMON: &str = "console=ttyS0 panic=-1 printk.devkmsg=on";
+/// How often the console is looked at. Waking for every byte would cost more than some of the contestants.
+const LOOK: Duration = Duration::from_millis(4);
+/// Room of the console's pipe: nobody ever waits for its reader.
+const PIPE_SIZE: libc::c_int = 1 << 20;
+/// How long a guest may take. Under the instruction clock idle time costs nothing, so a guest that hangs reaches it.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// What a machine is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    pub contestant: Contestant,
+    pub image: Image,
+    pub console: Console,
+    /// A memory device of 1 GiB, for contestants that have them.
+    pub pmem: bool,
+    /// Where to listen for control.
+    pub socket: Option<&'a Path>,
+}
+
+/// A monitor that runs. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct Monitor {
+    child: Child,
+    output: ChildStdout,
+    console: Vec<u8>,
+    errors: PathBuf,
+    started: Duration,
+}
+
+impl Monitor {
+    /// Starts a machine.
+    pub fn start(plan: &Plan, start: &Start) -> Result<Self> {
+        let mut command = command(plan, start)?;
+        let errors = plan.dir.join("errors");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
+        let started = now();
+        let mut child = command.spawn().with_context(|| format!("Cannot start {}", start.contestant))?;
+        let output = child.stdout.take().context("The monitor has no standard output")?;
+        // SAFETY: these calls only set flags and the size of a pipe of ours.
+        let set = unsafe {
+            libc::fcntl(output.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_SIZE);
+            libc::fcntl(output.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK)
+        };
+        let monitor = Monitor { child, output, console: Vec::new(), errors, started };
+        if set < 0 {
+            bail!("Cannot read the console without waiting: {}", std::io::Error::last_os_error());
+        }
+        Ok(monitor)
+    }
+
+    /// Process id of the monitor.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// When the monitor was started, on the monotonic clock.
+    pub fn started(&self) -> Duration {
+        self.started
+    }
+
+    /// Bytes on the serial line so far.
+    pub fn console_bytes(&self) -> u64 {
+        self.console.len() as u64
+    }
+
+    /// Waits until process 1 has spoken; returns how long that took from the start.
+    pub fn wait_for_init(&mut self) -> Result<Duration> {
+        let deadline = Instant::now() + BOOT_TIMEOUT;
+        loop {
+            let before = self.console.len().saturating_sub(MARKER.len());
+            let open = self.take_output()?;
+            if self.console[before..].windows(MARKER.len()).any(|window| window == MARKER) {
+                return Ok(now() - self.started);
+            }
+            if !open || Instant::now() > deadline {
+                let tail = self.console[self.console.len().saturating_sub(600)..].to_vec();
+                bail!(
+                    "No user space after {:?}{}; console: {:?}; errors: {:?}",
+                    now() - self.started,
+                    if open { "" } else { ", the monitor has ended" },
+                    String::from_utf8_lossy(&tail),
+                    std::fs::read_to_string(&self.errors).unwrap_or_default()
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Reads what is there; `false` at the end.
+    fn take_output(&mut self) -> Result<bool> {
+        let mut buffer = [0; 1 << 16];
+        loop {
+            match self.output.read(&mut buffer) {
+                Ok(0) => return Ok(false),
+                Ok(count) => self.console.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The monotonic clock, which tracing uses too.
+pub fn now() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes to a structure of ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn command(plan: &Plan, start: &Start) -> Result<Command> {
+    let own = match start.console {
+        Console::Quiet => "quiet",
+        Console::Log => "loglevel=7",
+    };
+    let kernel = plan.dir.join(match start.image {
+        Image::Vmlinux => "vmlinux",
+        Image::Bzimage => "vmlinuz",
+    });
+    let initrd = plan.dir.join("initrd");
+    if start.contestant == Contestant::Aconite {
+        let mut command = Command::new(plan.dir.join("aconite"));
+        command.args(["run", "--host=kvm", "--no-agent", "--cpus=1"]);
+        command.arg(format!("--memory={RAM_MIB}M")).arg("--append").arg(own);
+        command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
+        if start.pmem {
+            command.args(["--pmem", "size=1G,id=p0"]);
+        }
+        if let Some(socket) = start.socket {
+            command.arg("--api-socket").arg(socket);
+        }
+        return Ok(command);
+    }
+    let material = Material::at(plan.dir.join("material"));
+    let qemu = Qemu::find(material.as_ref()).context("There is no QEMU")?;
+    let mut command = qemu.command().context("There is no QEMU")?;
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"]);
+    command.args(["-smp", "1", "-m", &format!("{RAM_MIB}M"), "-serial", "stdio"]);
+    command.args(match start.contestant {
+        // Without PIC and PIT its kernel takes the clock and the timers that KVM has; its RTC saves the kernel a
+        // second of polling.
+        Contestant::Microvm => {
+            ["-machine", "microvm,accel=kvm,rtc=on,pit=off,pic=off,isa-serial=on,x-option-roms=off"]
+        }
+        _ => ["-machine", "q35,accel=kvm,hpet=off,usb=off,vmport=off"],
+    });
+    command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
+    command.arg("-append").arg(format!("{COMMON} {own}"));
+    if let Some(socket) = start.socket {
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+    }
+    Ok(command)
+}

@@ -1,0 +1,137 @@
+//! A memory device read beside RAM, with poisoned lines elsewhere in it.
+
+use super::counters;
+use crate::plan::{Cold, Layout, Plan, Pmem, Reading};
+use aconite::api::Client;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
+
+const ROUNDS: usize = 3;
+const LINE: u64 = 64;
+const PAGE: u64 = 4096;
+/// Poison begins here; what is read lies far below.
+const POISON_START: u64 = 512 << 20;
+
+/// Measures with `poisons` lines poisoned.
+pub fn measure(plan: &Plan, poisons: u64, layout: Layout) -> Result<Pmem> {
+    let socket = plan.dir.join("pmem.sock");
+    let _ = std::fs::remove_file(&socket);
+    let mut guest = Guest::start(plan, &socket)?;
+    let mut pmem = Pmem::default();
+    if poisons == 0 {
+        let before = guest.counters(&["pf_taken"])?;
+        let bytes = guest.ask("touch")?;
+        let faults = guest.counters(&["pf_taken"])? - before;
+        pmem.cold = Cold { bytes, faults, pages_2m: guest.counters(&["pages_2m"])? };
+    } else {
+        let start = Instant::now();
+        pmem.poison = Some(poison(&socket, poisons, layout)?);
+        pmem.poison_time = start.elapsed().as_nanos() as u64;
+    }
+    pmem.maps = counters::maps(guest.child.id())?;
+    pmem.sequential = guest.reading("sequential")?;
+    pmem.random = guest.reading("random")?;
+    Ok(pmem)
+}
+
+/// Poisons; returns in words what the machine made of it.
+fn poison(socket: &Path, poisons: u64, layout: Layout) -> Result<String> {
+    let range = |offset, length| json!({ "offset": offset, "length": length });
+    let ranges: Vec<Value> = match layout {
+        Layout::Packed => vec![range(POISON_START, poisons * LINE)],
+        Layout::Alternating => (0..poisons).map(|n| range(POISON_START + n * 2 * PAGE, LINE)).collect(),
+    };
+    let answer =
+        Client::new(socket).call("POST", "/v1/memory/p0/poison", Some(&json!({ "ranges": ranges })))?;
+    let mut body = answer.body;
+    if let Some(object) = body.as_object_mut() {
+        // A list as long as the request.
+        object.retain(|_, value| !value.is_array());
+    }
+    Ok(body.to_string())
+}
+
+/// A machine with the worker in its guest.
+struct Guest {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Guest {
+    fn start(plan: &Plan, socket: &Path) -> Result<Self> {
+        let errors = plan.dir.join("errors");
+        let mut command = Command::new(plan.dir.join("aconite"));
+        command.args(["run", "--host=kvm", "--memory=768M", "--pmem=size=1G,id=p0", "--tool=ndctl"]);
+        command.arg("--kernel").arg(plan.dir.join("vmlinux")).arg("--modules").arg(&plan.modules);
+        command.arg("--api-socket").arg(socket);
+        command.arg("--").arg(plan.dir.join("guest")).arg("pmem");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
+        let mut child = command.spawn().context("Cannot start aconite")?;
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        let mut guest = Guest {
+            child,
+            input: input.context("No standard input")?,
+            output: BufReader::new(output.context("No standard output")?),
+        };
+        guest.number("ready").with_context(|| std::fs::read_to_string(&errors).unwrap_or_default())?;
+        Ok(guest)
+    }
+
+    /// The number in the guest's next line, which starts with `word`.
+    fn number(&mut self, word: &str) -> Result<u64> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        let number = line.trim().strip_prefix(word).and_then(|rest| rest.trim().parse().ok());
+        number.with_context(|| format!("The guest says {line:?}"))
+    }
+
+    fn ask(&mut self, request: &str) -> Result<u64> {
+        writeln!(self.input, "{request}")?;
+        self.number("")
+    }
+
+    /// The sum of these counters.
+    fn counters(&self, names: &[&str]) -> Result<u64> {
+        let counters = counters::of_machine(self.child.id())?;
+        Ok(names.iter().filter_map(|name| counters.get(*name)).sum())
+    }
+
+    /// Asks; returns nanoseconds and exits.
+    fn read(&mut self, what: &str, order: &str) -> Result<(u64, u64)> {
+        let before = self.counters(&["exits"])?;
+        let time = self.ask(&format!("read {what} {order}"))?;
+        Ok((time, self.counters(&["exits"])? - before))
+    }
+
+    fn reading(&mut self, order: &str) -> Result<Reading> {
+        // The first reading of each touches what is not mapped yet.
+        self.read("ram", order)?;
+        self.read("dax", order)?;
+        let mut best =
+            Reading { ram: u64::MAX, device: u64::MAX, ram_exits: u64::MAX, device_exits: u64::MAX };
+        for _ in 0..ROUNDS {
+            let (time, exits) = self.read("ram", order)?;
+            (best.ram, best.ram_exits) = (best.ram.min(time), best.ram_exits.min(exits));
+            let (time, exits) = self.read("dax", order)?;
+            (best.device, best.device_exits) = (best.device.min(time), best.device_exits.min(exits));
+        }
+        if best.ram == 0 || best.device == 0 {
+            bail!("A reading took no time");
+        }
+        Ok(best)
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

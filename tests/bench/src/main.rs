@@ -1,0 +1,162 @@
+//! Benchmarks: `cargo xtask bench`.
+//!
+//! Everything runs in a software KVM host of its own ([`level1`]), where KVM is real and its counters can be read. Two
+//! clocks drive it. Under the instruction clock a nanosecond is an instruction, of all levels together: it repeats,
+//! but knows neither the cost of leaving a guest nor caches. Under the wall clock all contestants take turns in one
+//! run, and only ratios mean anything. Neither shows true exit latency nor what page sizes do to bandwidth.
+
+mod inside;
+mod kernel;
+mod level1;
+mod plan;
+mod report;
+mod stage;
+
+use aconite::host::nested::machine::Clock;
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use plan::{Console, Contestant, Image, Layout, Step};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The hidden command that carries out a plan in level 1.
+const INSIDE: &str = "inside";
+
+/// What is measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Group {
+    /// From exec to process 1, beside QEMU
+    Boot,
+    /// Where the exits of a boot come from
+    BootExits,
+    /// Memory of the monitor and size of its program
+    Footprint,
+    /// A memory device beside RAM, with poisoned lines elsewhere in it
+    PmemArmed,
+    /// The first touch of a memory device
+    PmemCold,
+    /// Round trips on the control socket
+    Control,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ClockName {
+    /// A nanosecond is an instruction
+    Instruction,
+    /// The host's time
+    Wall,
+}
+
+/// Measures aconite beside QEMU and beside what KVM itself costs
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+struct Arguments {
+    /// What to measure [default: everything]
+    #[arg(value_name = "ROWS")]
+    groups: Vec<Group>,
+    /// Only with this clock [default: both, one after the other]
+    #[arg(long)]
+    clock: Option<ClockName>,
+    /// Turns of each contestant
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Write everything that was measured to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The monitor
+    #[arg(long, hide = true)]
+    aconite: PathBuf,
+    /// The program of the guests
+    #[arg(long, hide = true)]
+    guest: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let result = match &arguments[..] {
+        [_, command, plan] if command == INSIDE => inside::run(Path::new(plan)),
+        _ => run(&Arguments::parse()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let groups: BTreeSet<Group> = if arguments.groups.is_empty() {
+        Group::value_variants().iter().copied().collect()
+    } else {
+        arguments.groups.iter().copied().collect()
+    };
+    let dir = tempfile::tempdir().context("Cannot make a directory")?;
+    let stage = stage::Stage::prepare(dir.path(), &arguments.aconite, &arguments.guest)?;
+    let clocks = [(ClockName::Instruction, Clock::Instructions), (ClockName::Wall, Clock::Wall)];
+    let mut runs = Vec::new();
+    for (name, clock) in
+        clocks.into_iter().filter(|(name, _)| arguments.clock.is_none_or(|only| only == *name))
+    {
+        let name = if name == ClockName::Wall { "wall" } else { "instruction" };
+        eprintln!("{name} clock");
+        let (measured, failed) = level1::measure(&stage, clock, &steps(&groups, arguments.rounds))?;
+        runs.push(report::Run { clock: name, measured, failed });
+    }
+    let report = report::Report::new(&stage, runs);
+    print!("{report}");
+    if let Some(path) = &arguments.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("Cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The steps for `groups`: contestants take turns.
+fn steps(groups: &BTreeSet<Group>, rounds: u32) -> Vec<Step> {
+    let has = |group| groups.contains(&group);
+    let mut steps = vec![Step::Floors];
+    let boots: &[(Image, Console)] = if has(Group::Boot) {
+        &[(Image::Vmlinux, Console::Quiet), (Image::Vmlinux, Console::Log), (Image::Bzimage, Console::Quiet)]
+    } else if has(Group::Footprint) {
+        &[(Image::Vmlinux, Console::Quiet)]
+    } else {
+        &[]
+    };
+    for round in 0..rounds {
+        for (image, console) in
+            boots.iter().copied().filter(|(image, _)| round == 0 || *image == Image::Vmlinux)
+        {
+            steps.extend(Contestant::ALL.map(|contestant| Step::Boot { contestant, image, console, round }));
+        }
+    }
+    if has(Group::Boot) || has(Group::BootExits) {
+        for console in [Console::Quiet, Console::Log] {
+            steps.extend(Contestant::ALL.map(|contestant| Step::Profile {
+                contestant,
+                console,
+                pmem: false,
+            }));
+        }
+        steps.push(Step::Profile { contestant: Contestant::Aconite, console: Console::Quiet, pmem: true });
+    }
+    if has(Group::Control) {
+        steps.extend([Contestant::Aconite, Contestant::Q35].map(|contestant| Step::Control { contestant }));
+    }
+    if has(Group::PmemArmed) || has(Group::PmemCold) {
+        steps.push(Step::Pmem { poisons: 0, layout: Layout::Packed });
+    }
+    if has(Group::PmemArmed) {
+        for (poisons, layout) in [
+            (10_000, Layout::Packed),
+            (100_000, Layout::Packed),
+            (10_000, Layout::Alternating),
+            (60_000, Layout::Alternating),
+        ] {
+            steps.push(Step::Pmem { poisons, layout });
+        }
+    }
+    steps
+}

@@ -1,0 +1,235 @@
+//! What is measured: the steps that the outside orders and the inside carries out, and what each yields.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Contestant {
+    /// This project's monitor.
+    Aconite,
+    /// QEMU's PC with PCI Express.
+    Q35,
+    /// QEMU's machine without legacy devices.
+    Microvm,
+}
+
+impl Contestant {
+    /// All of them, in the order in which they take turns.
+    pub const ALL: [Contestant; 3] = [Contestant::Aconite, Contestant::Q35, Contestant::Microvm];
+}
+
+impl fmt::Display for Contestant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Contestant::Aconite => "aconite",
+            Contestant::Q35 => "q35",
+            Contestant::Microvm => "microvm",
+        })
+    }
+}
+
+/// The form of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Image {
+    /// ELF, entered by PVH.
+    Vmlinux,
+    /// Compressed, unpacks itself in the guest.
+    Bzimage,
+}
+
+/// How much the guest's kernel says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Console {
+    /// `quiet`.
+    Quiet,
+    /// The whole log on the serial line.
+    Log,
+}
+
+/// Where poisoned lines lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// One after the other: 64 a page.
+    Packed,
+    /// One in every second page, so that no two guarded pages are neighbours.
+    Alternating,
+}
+
+/// One thing to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// What KVM and the system themselves cost.
+    Floors,
+    /// From exec to process 1.
+    Boot {
+        /// Who.
+        contestant: Contestant,
+        /// With which kernel.
+        image: Image,
+        /// With which console.
+        console: Console,
+        /// The turn, from 0.
+        round: u32,
+    },
+    /// Where a boot's exits come from; its times are not used, being traced.
+    Profile {
+        /// Who.
+        contestant: Contestant,
+        /// With which console.
+        console: Console,
+        /// With a memory device.
+        pmem: bool,
+    },
+    /// Round trips on the control socket.
+    Control {
+        /// Who.
+        contestant: Contestant,
+    },
+    /// A memory device read beside RAM.
+    Pmem {
+        /// Lines that are poisoned elsewhere in it.
+        poisons: u64,
+        /// How they lie.
+        layout: Layout,
+    },
+}
+
+/// What a step yields.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Measured {
+    /// Nanoseconds by name.
+    Floors(BTreeMap<String, f64>),
+    /// A boot.
+    Boot(Boot),
+    /// A traced boot.
+    Profile(Profile),
+    /// Round trips.
+    Control(Control),
+    /// A memory device.
+    Pmem(Pmem),
+}
+
+/// A boot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Boot {
+    /// Nanoseconds from exec to process 1's line.
+    pub to_init: u64,
+    /// Bytes on the serial line.
+    pub console_bytes: u64,
+    /// KVM's counters of the machine.
+    pub counters: BTreeMap<String, u64>,
+    /// Memory of the monitor.
+    pub memory: Memory,
+}
+
+/// Memory of a monitor at init, in KiB.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Memory {
+    /// Its share of everything but the guest's memory (Pss).
+    pub own: u64,
+    /// What of that is private and written.
+    pub private_dirty: u64,
+    /// Its share of the guest's memory.
+    pub guest: u64,
+}
+
+/// Where a boot's exits come from.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Profile {
+    /// Nanoseconds from exec to the first entry into the guest.
+    pub to_first_entry: u64,
+    /// Bytes on the serial line.
+    pub console_bytes: u64,
+    /// Exits to the monitor, by KVM_EXIT number.
+    pub user_exits: BTreeMap<String, u64>,
+    /// Nanoseconds between exits to the monitor and the next entry, the tracing included.
+    pub user_time: u64,
+    /// Port accesses, by port and direction; those that KVM serves included.
+    pub ports: BTreeMap<String, u64>,
+    /// Accesses to devices in memory, by address and direction; those that KVM serves included.
+    pub mmio: BTreeMap<String, u64>,
+}
+
+/// Round trips, in nanoseconds, the shortest of many.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Control {
+    /// On a connection that stays.
+    pub kept: u64,
+    /// With a connection for each, if that is possible.
+    pub connected: Option<u64>,
+    /// Of one byte on a pair of sockets between two threads, measured at the same time.
+    pub floor: u64,
+}
+
+/// A memory device, read beside RAM.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Pmem {
+    /// What the monitor said when the lines were poisoned.
+    pub poison: Option<String>,
+    /// Nanoseconds that poisoning took.
+    pub poison_time: u64,
+    /// Maps of the monitor afterwards.
+    pub maps: u64,
+    /// Sequential readings.
+    pub sequential: Reading,
+    /// Random readings.
+    pub random: Reading,
+    /// The first touch of every page of the device.
+    pub cold: Cold,
+}
+
+/// The same reading of RAM and of the device; the shortest times of several turns, the fewest exits.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Reading {
+    /// Nanoseconds for RAM.
+    pub ram: u64,
+    /// Nanoseconds for the device.
+    pub device: u64,
+    /// Exits while RAM was read.
+    pub ram_exits: u64,
+    /// Exits while the device was read.
+    pub device_exits: u64,
+}
+
+/// The first touch of a device.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Cold {
+    /// Bytes.
+    pub bytes: u64,
+    /// Nested page faults.
+    pub faults: u64,
+    /// Pages of 2 MiB that the machine has now.
+    pub pages_2m: u64,
+}
+
+/// What the inside is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// Where the files are, in memory.
+    pub dir: PathBuf,
+    /// The kernel's modules.
+    pub modules: PathBuf,
+}
+
+/// What the inside says, a line of JSON each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Line {
+    /// A step begins.
+    Begin(Step),
+    /// It is done.
+    Done(Step, Measured),
+    /// It failed, in words.
+    Failed(Step, String),
+}
