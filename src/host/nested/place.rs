@@ -194,7 +194,7 @@ impl Drop for Owned {
 }
 
 /// The end of a text, enough to see what was going on.
-fn last_lines(text: &str) -> String {
+pub(super) fn last_lines(text: &str) -> String {
     const COUNT: usize = 15;
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(COUNT)..].iter().map(|line| format!("{line}\n")).collect()

@@ -2,7 +2,8 @@
 
 use super::keeper::{START_TIMEOUT, set_up};
 use super::machine::{Clock, Machine, Parts};
-use super::{Nested, NestedError, last_lines, pack};
+use super::place::last_lines;
+use super::{Nested, NestedError, pack};
 use crate::guest::client::Client;
 use std::fs::{self, File};
 use std::path::Path;
@@ -37,7 +38,7 @@ impl Private {
             Ok(client)
         });
         let client = ready.map_err(|error| {
-            let text = |path| last_lines(&fs::read_to_string(path).unwrap_or_default(), 15);
+            let text = |path| last_lines(&String::from_utf8_lossy(&fs::read(path).unwrap_or_default()));
             NestedError::Failed(format!("{error}\n{}{}", text(&log), text(&console)))
         })?;
         Ok(Private { client, _machine: machine })

@@ -102,7 +102,8 @@ fn run(arguments: &Arguments) -> Result<()> {
     {
         let name = if name == ClockName::Wall { "wall" } else { "instruction" };
         eprintln!("{name} clock");
-        let (measured, failed) = level1::measure(&stage, clock, &steps(&groups, arguments.rounds))?;
+        let level1::Outcome { measured, failed } =
+            level1::measure(&stage, clock, &steps(&groups, arguments.rounds))?;
         runs.push(report::Run { clock: name, measured, failed });
     }
     let report = report::Report::new(&stage, runs);

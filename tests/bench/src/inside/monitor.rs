@@ -163,15 +163,16 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
     let mut command = qemu.command().context("There is no QEMU")?;
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"]);
     command.args(["-smp", "1", "-m", &format!("{RAM_MIB}M"), "-serial", "stdio"]);
-    command.args(match start.contestant {
+    let machine = match start.contestant {
         // As small as it gets: qboot enters the kernel at once; without PIC and PIT the kernel takes the timers that
-        // KVM has; its RTC saves the kernel a second of polling.
+        // KVM has; an RTC saves the kernel a second of polling.
         Contestant::Microvm => {
-            let machine = "microvm,accel=kvm,rtc=on,pit=off,pic=off,isa-serial=on,x-option-roms=off";
-            ["-bios", "qboot.rom", "-machine", machine].as_slice()
+            command.args(["-bios", "qboot.rom"]);
+            "microvm,accel=kvm,rtc=on,pit=off,pic=off,isa-serial=on,x-option-roms=off"
         }
-        _ => &["-machine", "q35,accel=kvm,hpet=off,usb=off,vmport=off"],
-    });
+        _ => "q35,accel=kvm,hpet=off,usb=off,vmport=off",
+    };
+    command.arg("-machine").arg(machine);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     command.arg("-append").arg(format!("{COMMON} {own}"));
     if let Some(socket) = start.socket {
