@@ -87,10 +87,10 @@ impl Guest {
                     }
                 },
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("The guest has not answered {request:?} in {} s", patience.as_secs())
+                    bail!("The guest has not answered `{request}` in {} s", patience.as_secs())
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    bail!("The guest is gone and has not answered {request:?}: {}", self.ending())
+                    bail!("The guest is gone and has not answered `{request}`: {}", self.ending())
                 }
             }
         }

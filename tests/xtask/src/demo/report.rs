@@ -27,6 +27,7 @@ pub enum Check {
     /// Loading the line raises SIGBUS at the right address.
     Sigbus,
     /// The machine check is the monitor's, for that load and that line.
+    #[serde(rename = "machine_check")]
     Delivered,
     /// Reading the sector fails with EIO.
     Eio,
