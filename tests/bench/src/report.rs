@@ -8,6 +8,16 @@ use std::fmt;
 
 /// Ports of the serial line.
 const SERIAL: std::ops::RangeInclusive<u64> = 0x3f8..=0x3ff;
+/// Kinds of the event kvm_mmio (include/trace/events/kvm.h): a read that the monitor is to serve, and a write.
+const MMIO_READ_UNSATISFIED: &str = "0";
+const MMIO_WRITE: &str = "2";
+/// Addresses that are counted together.
+const REGIONS: [(std::ops::Range<u64>, &str); 4] = [
+    (0xc000_0000..0xc000_8000, "host bridge"),
+    (0xc000_8000..0xc010_0000, "other devices of bus 0"),
+    (0xc010_0000..0xd000_0000, "other buses"),
+    (0xfec0_0000..0xfef0_0000, "interrupt controllers (KVM)"),
+];
 /// Lines of the list of where exits come from.
 const SOURCES: usize = 6;
 
@@ -314,9 +324,15 @@ fn sources(profile: &Profile) -> String {
         *sums.entry(port.map_or(key.clone(), |port| format!("port {port:#x}"))).or_default() += count;
     }
     for (key, count) in &profile.mmio {
-        let address = key.split(' ').next().and_then(|text| u64::from_str_radix(text, 16).ok());
-        *sums.entry(address.map_or(key.clone(), |gpa| format!("page {:#x}", gpa & !0xfff))).or_default() +=
-            count;
+        let mut words = key.split(' ');
+        let address = words.next().and_then(|text| u64::from_str_radix(text, 16).ok());
+        // A read that the monitor serves is traced again when it has been.
+        if let Some((address, MMIO_READ_UNSATISFIED | MMIO_WRITE)) = address.zip(words.next()) {
+            let region = REGIONS.iter().find(|(range, _)| range.contains(&address));
+            let name = region
+                .map_or_else(|| format!("page {:#x}", address & !0xfff), |(_, name)| (*name).to_owned());
+            *sums.entry(name).or_default() += count;
+        }
     }
     let mut sums: Vec<(String, u64)> = sums.into_iter().collect();
     sums.sort_by_key(|(_, count)| std::cmp::Reverse(*count));

@@ -4,6 +4,7 @@ use crate::plan::Profile;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ const SYNTHETIC: &str = "aconite_bench_away";
 const TRIGGERS: [(&str, &str); 6] = [
     ("kvm/kvm_userspace_exit", "hist:keys=reason"),
     ("kvm/kvm_pio", "hist:keys=port,rw:size=4096"),
-    ("kvm/kvm_mmio", "hist:keys=gpa.hex,type:size=4096"),
+    ("kvm/kvm_mmio", "hist:keys=gpa.hex,type:size=32768"),
     ("kvm/kvm_userspace_exit", "hist:keys=common_pid:left=common_timestamp"),
     (
         "kvm/kvm_entry",
@@ -36,7 +37,7 @@ impl Trace {
     pub fn start() -> Result<Self> {
         let trace = Trace;
         write("tracing_on", "0")?;
-        write("trace", "")?;
+        fs::write(path("trace"), "").context("Cannot empty the trace")?;
         write("trace_clock", "mono")?;
         write("synthetic_events", &format!("{SYNTHETIC} u64 away"))?;
         for (event, trigger) in TRIGGERS.iter().chain([&SYNTHETIC_TRIGGER]) {
@@ -79,8 +80,11 @@ fn path(name: &str) -> PathBuf {
     PathBuf::from(ROOT).join(name)
 }
 
+/// Writes without truncating, which would remove what lines before have set.
 fn write(name: &str, text: &str) -> Result<()> {
-    fs::write(path(name), text).with_context(|| format!("Cannot write {text:?} to {}", path(name).display()))
+    let file = fs::OpenOptions::new().append(true).open(path(name));
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("Cannot write {text:?} to {}", path(name).display()))
 }
 
 fn read(name: &str) -> Result<String> {
