@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
-/// Where the files are in level 1: in memory.
-const DIR: &str = "/run/aconite-bench";
+/// Where the files are in level 1: in memory, and not where guests mount something over what is packed for them.
+const DIR: &str = "/aconite-bench";
 /// How long a step may take in the host's time. Most take ten seconds, and guests sometimes hang under the instruction
 /// clock.
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -68,7 +68,10 @@ fn round(
     eprintln!("  level 1 ready after {:.1} s", started.elapsed().as_secs_f32());
     let plan = Plan { steps: steps.to_vec(), dir: DIR.into(), modules: stage.modules.clone() };
     std::fs::write(stage.dir.join("plan.json"), serde_json::to_vec(&plan)?)?;
-    let copy = format!("cp -rL {} {DIR}", stage.dir.display());
+    let copy = format!(
+        "mkdir {DIR} && mount -t tmpfs aconite-bench {DIR} && cp -rL {}/. {DIR}",
+        stage.dir.display()
+    );
     let output = level1.client().exec(exec(stage, &["sh", "-c", &copy]))?.output()?;
     if !output.status.success() {
         bail!("Cannot copy the files into level 1: {}", String::from_utf8_lossy(&output.stderr));
