@@ -298,7 +298,8 @@ impl Traps {
         consumed: Consumed,
         direction: Direction,
     ) -> Result<Option<VcpuExitKind>, TrapError> {
-        let access = describe(vcpu.id(), touch, consumed.gpa, Some(consumed.linear), 1, direction);
+        let Consumed { gpa, linear, bytes, .. } = consumed;
+        let access = describe(vcpu.id(), touch, gpa, Some(linear), bytes, direction);
         if let Some(region) = self.space.find(consumed.gpa) {
             self.events.publish(Event::PoisonTrapped {
                 device: region.name().to_owned(),

@@ -39,6 +39,8 @@ pub struct Consumed {
     pub linear: u64,
     /// Guest-physical address of the first byte of the access in that line.
     pub gpa: u64,
+    /// Bytes of the access in that line.
+    pub bytes: u64,
 }
 
 /// Holds an access list against the poisoned lines.
@@ -57,7 +59,8 @@ pub fn intersects(accesses: &PhysicalAccesses, first_poisoned: impl Fn(u64, u64)
                 AccessKind::Walk => access.linear,
                 _ => access.linear.wrapping_add(gpa - access.gpa),
             };
-            let consumed = Consumed { line, linear, gpa };
+            let end = access.gpa.saturating_add(u64::from(access.size)).min(line.saturating_add(LINE));
+            let consumed = Consumed { line, linear, gpa, bytes: end.saturating_sub(gpa) };
             return match access.kind {
                 AccessKind::Walk => Hit::Walk(consumed),
                 AccessKind::Fetch => Hit::Fetch(consumed),
@@ -111,11 +114,12 @@ mod tests {
 
     #[test]
     fn reads_consume_and_name_the_part_in_the_line() {
-        let consumed = Consumed { line: 0x1040, linear: 0x7000_1040, gpa: 0x1040 };
-        assert_eq!(hit(&[access(AccessKind::Load, 0x103c, 8)], &[0x1040]), Hit::Load(consumed));
-        assert_eq!(hit(&[access(AccessKind::ReadModifyWrite, 0x1040, 8)], &[0x1040]), Hit::Load(consumed));
-        assert_eq!(hit(&[access(AccessKind::Fetch, 0x103e, 15)], &[0x1040]), Hit::Fetch(consumed));
-        let entry = Consumed { line: 0x1040, linear: 0x7000_1048, gpa: 0x1048 };
+        let consumed = |bytes| Consumed { line: 0x1040, linear: 0x7000_1040, gpa: 0x1040, bytes };
+        assert_eq!(hit(&[access(AccessKind::Load, 0x103c, 8)], &[0x1040]), Hit::Load(consumed(4)));
+        assert_eq!(hit(&[access(AccessKind::Load, 0x103c, 128)], &[0x1040]), Hit::Load(consumed(64)));
+        assert_eq!(hit(&[access(AccessKind::ReadModifyWrite, 0x1040, 8)], &[0x1040]), Hit::Load(consumed(8)));
+        assert_eq!(hit(&[access(AccessKind::Fetch, 0x103e, 15)], &[0x1040]), Hit::Fetch(consumed(13)));
+        let entry = Consumed { line: 0x1040, linear: 0x7000_1048, gpa: 0x1048, bytes: 8 };
         assert_eq!(hit(&[access(AccessKind::Walk, 0x1048, 8)], &[0x1040]), Hit::Walk(entry));
     }
 
