@@ -231,7 +231,9 @@ impl ModuleTree {
         if self.files.contains_key(&name) {
             return vec![name];
         }
-        let known = ALGORITHMS.iter().find(|(algorithm, _)| *algorithm == name);
+        // The alias of an algorithm has a prefix, and so have soft dependencies of 6.1.
+        let wanted = name.strip_prefix("crypto_").unwrap_or(&name);
+        let known = ALGORITHMS.iter().find(|(algorithm, _)| *algorithm == wanted);
         let known = known.map(|(_, modules)| *modules).unwrap_or_default();
         if known.iter().any(|module| self.builtin.contains(*module)) {
             return Vec::new();

@@ -41,12 +41,24 @@ fn names(modules: &[Module]) -> Vec<&str> {
 }
 
 #[test]
+fn algorithms_have_providers_under_both_names() {
+    let files: [(&str, &[&str]); 2] = [
+        ("fs/ext4.ko", &["softdep=pre: crypto-crc32c"]),
+        ("crypto/crc32c_generic.ko", &["alias=crypto-crc32c"]),
+    ];
+    let directory = tree(&files, "");
+    let mut modules = Vec::new();
+    ModuleTree::open(directory.path()).unwrap().add("ext4", &mut modules).unwrap();
+    assert_eq!(names(&modules), ["crc32c_generic", "ext4"]);
+}
+
+#[test]
 fn dependencies_come_first_and_once() {
     let directory = tree(
         &[
             ("fs/top.ko", &["depends=mid-a,mid_b,vital", "alias=fs-top"]),
             ("lib/mid-a.ko", &["depends=low", "softdep=pre: crc32c post: late"]),
-            ("lib/mid_b.ko", &["depends=low"]),
+            ("lib/mid_b.ko", &["depends=low", "softdep=pre: crypto-crc32c"]),
             ("lib/low.ko", &["depends="]),
             ("lib/late.ko", &["depends=mid_a"]),
             ("crypto/crc32c-intel.ko", &["depends="]),
