@@ -78,9 +78,9 @@ pub const CATALOG: &[Entry] = &[
     Entry {
         name: "6.1",
         suite: "bookworm",
-        purpose: "an older guest kernel (cloud flavour)",
+        purpose: "an older guest kernel (its cloud flavour is built without machine checks)",
         default: false,
-        kind: Kind::Kernel { package: "linux-image-cloud-amd64", release: "6.1." },
+        kind: Kind::Kernel { package: "linux-image-amd64", release: "6.1." },
     },
     Entry {
         name: "7.x",

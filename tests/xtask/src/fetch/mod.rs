@@ -39,6 +39,12 @@ pub struct Arguments {
     force: bool,
 }
 
+/// Gets what tests and the demo need, and the items `names`.
+pub fn run_with(names: &[&str]) -> Result<()> {
+    run(&Arguments::default())?;
+    run(&Arguments { names: names.iter().map(|name| (*name).to_owned()).collect(), ..Arguments::default() })
+}
+
 /// The root of the material: `target/material` of the workspace, or `$ACONITE_MATERIAL`.
 pub fn material_root() -> PathBuf {
     match std::env::var_os("ACONITE_MATERIAL") {
