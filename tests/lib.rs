@@ -19,6 +19,8 @@ pub mod record;
 pub mod run;
 #[path = "harness/streams.rs"]
 mod streams;
+#[path = "harness/workload.rs"]
+pub mod workload;
 
 pub use environment::{aconite, aconite_path};
 pub use machine::Machine;

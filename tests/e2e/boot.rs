@@ -93,8 +93,7 @@ fn every_kernel_and_size() {
 #[test]
 fn a_reset_is_no_poweroff() {
     let ended = Run::new().output(&["reboot", "-f"]);
-    assert_eq!(ended.result()["cause"], "reset");
-    assert_eq!(ended.code(), Some(254));
+    ended.assert_ended(254, "reset");
     assert!(
         ended.has_event("reset") && !ended.has_event("powered_off") && !ended.has_event("guest_panicked")
     );

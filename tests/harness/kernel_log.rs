@@ -10,7 +10,7 @@ struct Known {
     reason: &'static str,
 }
 
-const KNOWN: [Known; 5] = [
+const KNOWN: [Known; 6] = [
     Known {
         release: "",
         text: "Speculative Return Stack Overflow: ",
@@ -21,6 +21,11 @@ const KNOWN: [Known; 5] = [
         release: "6.1.",
         text: "PCI: Fatal: No config space access function found",
         reason: "the machine has no ports for PCI: 6.1 looks for them before it reads where ECAM is",
+    },
+    Known {
+        release: "",
+        text: "Failed to access perfctr msr",
+        reason: "there are no performance counters, and Linux says so where it sees no hypervisor",
     },
     Known {
         release: "",

@@ -225,9 +225,27 @@ impl Machine {
         self.record().socket()
     }
 
+    /// The events after number `since`, up to now: from the machine if it answers, else from the file, which a
+    /// software KVM host may write late.
+    #[track_caller]
+    pub fn events(&self, since: u64) -> Vec<Value> {
+        let output = self.run_ctl(&["events", "--since", &since.to_string()]);
+        if !output.status.success() {
+            // Before the socket is there, and after the end.
+            let error = String::from_utf8_lossy(&output.stderr);
+            assert!(error.contains("No machine answers"), "ctl events: {error}");
+            let written = self.record().events().into_iter();
+            return written.filter(|event| event["seq"].as_u64() > Some(since)).collect();
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        text.lines().map(parse).collect()
+    }
+
     /// Number of the last event.
+    #[track_caller]
     pub fn last_event(&self) -> u64 {
-        self.record().events().last().and_then(|event| event["seq"].as_u64()).unwrap_or(0)
+        self.events(0).last().and_then(|event| event["seq"].as_u64()).unwrap_or(0)
     }
 
     /// Waits for an event after number `since` that `wanted` accepts.
@@ -236,18 +254,16 @@ impl Machine {
     /// It does not come.
     #[track_caller]
     pub fn event(&self, since: u64, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        wait_for(&format!("the event {name}"), EVENT, || {
-            self.record()
-                .events()
-                .into_iter()
-                .find(|event| event["seq"].as_u64() > Some(since) && event["event"] == name && wanted(event))
+        // What there is instead is shown by the record.
+        wait_for(&format!("the event {name} after number {since}"), EVENT, || {
+            self.events(since).into_iter().find(|event| event["event"] == name && wanted(event))
         })
     }
 
     /// All events with this name after number `since`.
+    #[track_caller]
     pub fn events_named(&self, since: u64, name: &str) -> Vec<Value> {
-        let events = self.record().events().into_iter();
-        events.filter(|event| event["seq"].as_u64() > Some(since) && event["event"] == name).collect()
+        self.events(since).into_iter().filter(|event| event["event"] == name).collect()
     }
 
     /// Sends the program a signal, by its name: `INT`, `KILL`.

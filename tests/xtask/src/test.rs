@@ -11,6 +11,9 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 /// The package of the tests that boot machines.
 const END_TO_END: &str = "aconite-tests";
 
+/// Kernels that tests boot beside the default one.
+const KERNELS: [&str; 2] = ["6.1", "7.x"];
+
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.
 const GUESTS: &str = "2";
@@ -20,6 +23,18 @@ const GUESTS: &str = "2";
 enum Suite {
     /// Guests boot, run commands and end
     Boot,
+    /// Clocks with and without kvmclock
+    Clocks,
+    /// Poison read from a block device
+    Errors,
+    /// A mapped file: signals, repair, accesses after a removal
+    Mapped,
+    /// Memory that goes away and comes back
+    Removal,
+    /// Requests to a machine
+    Api,
+    /// `aconite doctor`
+    Doctor,
     /// Options, files and images that are wrong
     Input,
     /// Persistent memory as guests see it, and what it keeps
@@ -35,6 +50,12 @@ impl Suite {
     fn target(self) -> (&'static str, Option<&'static str>) {
         match self {
             Self::Boot => ("e2e", Some("boot::")),
+            Self::Clocks => ("e2e", Some("clocks::")),
+            Self::Errors => ("e2e", Some("errors::")),
+            Self::Mapped => ("e2e", Some("mapped::")),
+            Self::Removal => ("e2e", Some("removal::")),
+            Self::Api => ("e2e", Some("api::")),
+            Self::Doctor => ("e2e", Some("doctor::")),
             Self::Input => ("e2e", Some("input::")),
             Self::Nvdimm => ("e2e", Some("nvdimm::")),
             Self::Hostile => ("e2e", Some("hostile::")),
@@ -67,14 +88,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         if arguments.quick {
             unit.arg("--").args(&arguments.rest);
         } else {
-            fetch::run(&fetch::Arguments::default())?;
+            fetch::run_with(&KERNELS)?;
         }
         let status = unit.status().context("Cannot start cargo")?;
         if arguments.quick || !status.success() {
             return Ok(exit_code(status));
         }
     } else {
-        fetch::run(&fetch::Arguments::default())?;
+        fetch::run_with(&KERNELS)?;
     }
 
     let program = build_program()?;

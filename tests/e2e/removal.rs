@@ -1,0 +1,70 @@
+//! Memory that goes away: what the kernel lets go of, who still touches it, and what comes in its place.
+
+use aconite_tests::machine::PMEM;
+use aconite_tests::{Machine, Run};
+use serde_json::json;
+use std::fs;
+
+/// What a kernel must have forgotten after a removal.
+const GONE: &str = "! ls /dev/pmem* 2>/dev/null && test -z \"$(ndctl list -R)\" && ! grep -q 'Persistent Memory' /proc/iomem";
+
+/// An idle device goes by surprise, and another one comes in its place, with its own bytes.
+fn replaced(kernel: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let new = dir.path().join("new.img");
+    fs::write(&new, "the new device\n").unwrap();
+    fs::File::options().write(true).open(&new).unwrap().set_len(512 << 20).unwrap();
+
+    let mut guest = Run::kernel(kernel).pmem("size=1G,id=p0").tools(&["ndctl"]).shell();
+    guest.until_ok("test -b /dev/pmem0", PMEM);
+    guest.ok("echo the old device > /tmp/t && dd if=/tmp/t of=/dev/pmem0 conv=sync bs=4096 2>/dev/null");
+    let gpa = guest.device("p0")["gpa"].clone();
+
+    let before = guest.last_event();
+    let operation = guest.ctl(&["remove", "p0", "--surprise", "--wait"]);
+    assert_eq!((&operation["state"], &operation["channel"]), (&json!("done"), &json!("container")));
+    guest.until_ok(GONE, PMEM);
+    assert_eq!(guest.device("p0")["state"], "departed");
+    let steps: Vec<_> =
+        guest.events_named(before, "removal").iter().map(|event| event["step"].clone()).collect();
+    assert_eq!(steps, ["requested", "surprised", "notified", "departed"]);
+    let refused = guest.ctl_refused(&["poison", "add", "p0", "0"]);
+    assert_eq!(refused["code"], "wrong_device_state", "{refused}");
+    let refused = guest.ctl_refused(&["remove", "p0", "--surprise"]);
+    assert_eq!(refused["code"], "wrong_device_state", "{refused}");
+
+    let value = format!("file={},id=p1,at=p0", new.display());
+    let operation = guest.ctl(&["insert", "pmem", &value, "--wait"]);
+    assert_eq!(operation["state"], "done");
+    guest.until_ok("test \"$(cat /sys/block/pmem*/size)\" = 1048576", PMEM);
+    assert_eq!(guest.ok("head -n 1 /dev/pmem*"), "the new device");
+    assert_eq!(guest.device("p1")["gpa"], gpa, "it has the address of the old one");
+    guest.ok("echo written by the guest | dd of=$(ls /dev/pmem*) seek=1 bs=4096 conv=sync,fsync 2>/dev/null");
+    guest.finish("exit 0").assert_ended(0, "power_off");
+    let bytes = fs::read(&new).unwrap();
+    assert_eq!(bytes[4096..][..20], *b"written by the guest", "and its own file");
+}
+
+#[test]
+fn an_idle_device_is_replaced() {
+    replaced("6.12");
+}
+
+#[test]
+fn an_idle_device_is_replaced_on_6_1() {
+    replaced("6.1");
+}
+
+/// A kernel from 7.0 on does not let go: the removal is refused with its reason, and nothing changes.
+pub fn refused(guest: &mut Machine) {
+    let before = guest.last_event();
+    for mode in ["--surprise", "--eject"] {
+        let refused = guest.ctl_refused(&["remove", "p0", mode]);
+        assert_eq!(refused["code"], "not_supported", "{refused}");
+        assert!(refused["message"].as_str().unwrap().contains("Linux 7."), "{refused}");
+        assert!(refused["remedy"].as_str().unwrap().contains("unbind"), "{refused}");
+    }
+    assert_eq!(guest.events_named(before, "removal"), Vec::<serde_json::Value>::new());
+    assert_eq!(guest.device("p0")["state"], "present");
+    guest.ok("/usr/bin/dd if=/dev/pmem0 of=/dev/null bs=4096 count=1 iflag=direct");
+}
