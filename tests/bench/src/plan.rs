@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -220,6 +221,8 @@ pub struct Plan {
     pub dir: PathBuf,
     /// The kernel's modules.
     pub modules: PathBuf,
+    /// How long a guest may take to reach user space, by the clock of level 1.
+    pub boot_timeout: Duration,
 }
 
 /// What the inside says, a line of JSON each.

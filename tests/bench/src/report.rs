@@ -261,7 +261,11 @@ impl Judge<'_> {
                     if poisons == 0 {
                         String::new()
                     } else {
-                        format!("; poisoned in {:.1} ms", pmem.poison_time as f64 / 1e6)
+                        format!(
+                            "; poisoned {} in {:.1} ms",
+                            pmem.poison.as_deref().unwrap_or_default(),
+                            pmem.poison_time as f64 / 1e6
+                        )
                     }
                 );
                 self.row(

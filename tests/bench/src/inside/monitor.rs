@@ -20,8 +20,6 @@ const COMMON: &str = "console=ttyS0 panic=-1 printk.devkmsg=on";
 const LOOK: Duration = Duration::from_millis(4);
 /// Room of the console's pipe: nobody ever waits for its reader.
 const PIPE_SIZE: libc::c_int = 1 << 20;
-/// How long a guest may take. Under the instruction clock idle time costs nothing, so a guest that hangs reaches it.
-const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What a machine is started with.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +41,7 @@ pub struct Monitor {
     console: Vec<u8>,
     errors: PathBuf,
     started: Duration,
+    timeout: Duration,
 }
 
 impl Monitor {
@@ -59,7 +58,8 @@ impl Monitor {
             libc::fcntl(output.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_SIZE);
             libc::fcntl(output.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK)
         };
-        let monitor = Monitor { child, output, console: Vec::new(), errors, started };
+        let timeout = plan.boot_timeout;
+        let monitor = Monitor { child, output, console: Vec::new(), errors, started, timeout };
         if set < 0 {
             bail!("Cannot read the console without waiting: {}", std::io::Error::last_os_error());
         }
@@ -83,7 +83,7 @@ impl Monitor {
 
     /// Waits until process 1 has spoken; returns how long that took from the start.
     pub fn wait_for_init(&mut self) -> Result<Duration> {
-        let deadline = Instant::now() + BOOT_TIMEOUT;
+        let deadline = Instant::now() + self.timeout;
         loop {
             let before = self.console.len().saturating_sub(MARKER.len());
             let open = self.take_output()?;
