@@ -16,9 +16,13 @@ use std::time::{Duration, Instant};
 
 /// Where the files are in level 1: in memory, and not where guests mount something over what is packed for them.
 const DIR: &str = "/aconite-bench";
-/// How long a step may take in the host's time. Most take ten seconds, and guests sometimes hang under the instruction
-/// clock.
-const STEP_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a memory device may take in the host's time; it takes half a minute.
+const LONG_STEP: Duration = Duration::from_secs(200);
+/// How long any other step may take. It takes ten seconds, but under the instruction clock guests, mostly QEMU's,
+/// sometimes hang together with their level 1.
+const STEP: Duration = Duration::from_secs(75);
+/// How long level 1 may say nothing between steps.
+const PAUSE: Duration = Duration::from_secs(200);
 /// How often a step is tried.
 const TRIES: usize = 2;
 
@@ -85,7 +89,12 @@ fn round(
     let mut failed = Vec::new();
     let mut current: Option<(Step, Instant)> = None;
     loop {
-        match lines.recv_timeout(STEP_TIMEOUT) {
+        let patience = match current {
+            None => PAUSE,
+            Some((Step::Pmem { .. }, _)) => LONG_STEP,
+            Some(_) => STEP,
+        };
+        match lines.recv_timeout(patience) {
             Ok(Line::Begin(step)) => current = Some((step, Instant::now())),
             Ok(Line::Done(step, result)) => {
                 let took = current.take().map_or(Duration::ZERO, |(_, at)| at.elapsed());
@@ -98,13 +107,13 @@ fn round(
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let (step, _) = current.context("Level 1 does not answer")?;
-                failed.push((step, format!("no end within {STEP_TIMEOUT:?}")));
+                failed.push((step, format!("no end within {patience:?}")));
                 return Ok(failed);
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
         }
     }
-    let status = process.wait_timeout(STEP_TIMEOUT)?;
+    let status = process.wait_timeout(PAUSE)?;
     match current {
         Some((step, _)) => failed.push((step, format!("the program in level 1 ended ({status:?})"))),
         None if !status.is_some_and(|status| status.success()) && failed.is_empty() => {
