@@ -10,30 +10,26 @@ use std::sync::{Arc, Mutex};
 use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
 use aconite_acpi::{AddressRange, DimmFlags, Persistence, PmemUnit};
 use aconite_devices::bus::lock;
-use aconite_devices::nvdimm::{Media, Unit, UnitConfig, UnitError, UnitTable};
+use aconite_devices::nvdimm::{Unit, UnitConfig, UnitError, UnitTable};
 use aconite_devices::platform::Platform;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::chain;
+use super::media::RegionMedia;
 use crate::command::{
-    ClearedBy, Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind,
-    Operation, OperationState, PoisonAdded, PoisonCleared, PoisonState, RemovalStep, RemoveMode,
+    Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
+    OperationState, RemovalStep, RemoveMode,
 };
 use crate::config::{Channel, CheckedPmem, Place, Pmem, PmemSource, Via};
 use crate::fault::StaleLog;
 use crate::kvm::{Held, KvmError, Slot, Vm};
 use crate::memory::backing::{self, BackingError};
-use crate::memory::{AddressSpace, Backing, GuardError, LINE_SIZE, MapError, Region, RegionKind, SpaceError};
-use crate::units::ByteRange;
+use crate::memory::{AddressSpace, Backing, LINE_SIZE, MapError, Region, RegionKind, SpaceError};
 
 /// Persistence that the platform capabilities promise: a store is durable once it has left the CPU cache
 /// for the file's page, and the flush hint writes that back.
 pub const PERSISTENCE: Persistence = Persistence::MemoryController;
-/// Most poisoned ranges in one answer.
-const MOST_RANGES: usize = 100_000;
-/// Maps that are left for everything but guards.
-const SPARE_MAPS: usize = 1000;
 /// First kernel whose nfit driver does not let go when its container departs.
 const FIRST_WITHOUT_CONTAINER: (u32, u32) = (7, 0);
 
@@ -66,13 +62,16 @@ pub struct Window {
     pub node: u32,
 }
 
+/// A device, present or departed.
 #[derive(Debug)]
-struct Device {
-    id: String,
+pub(super) struct Device {
+    /// Its id.
+    pub(super) id: String,
     pmem: Pmem,
     unit: usize,
     state: MemoryState,
-    region: Arc<Region>,
+    /// Its memory.
+    pub(super) region: Arc<Region>,
     _slot: Slot,
     channel: Channel,
 }
@@ -83,7 +82,8 @@ pub struct MemoryDevices {
     vm: Arc<Vm>,
     space: Arc<AddressSpace>,
     units: Arc<UnitTable>,
-    events: EventBus,
+    /// The event stream.
+    pub(super) events: EventBus,
     stale: Arc<StaleLog>,
     windows: Vec<Window>,
     kernel: Option<(u32, u32)>,
@@ -149,7 +149,7 @@ impl MemoryDevices {
         let backing = Backing { file, offset: 0, writable: !pmem.readonly };
         let region = Arc::new(Region::new(&pmem.id, RegionKind::Pmem, window.range.start, size, backing)?);
         let firmware = firmware(pmem, size, unit, &window);
-        let media = Arc::new(RegionMedia { region: region.clone(), events: self.events.clone() });
+        let media = Arc::new(RegionMedia::new(region.clone(), self.events.clone()));
         let firmware_unit = Unit::new(UnitConfig::new(
             unit as u32,
             window.range.start,
@@ -191,82 +191,6 @@ impl MemoryDevices {
     /// One device.
     pub fn show(&self, id: &str) -> Result<MemoryDevice, Error> {
         Ok(self.describe(self.find(id)?))
-    }
-
-    /// Poisons `ranges` of a device, all or none.
-    pub fn poison(&self, _held: &Held, id: &str, ranges: &[ByteRange]) -> Result<PoisonAdded, Error> {
-        let device = self.present(id)?;
-        let region = &device.region;
-        let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
-        let limit = guard_limit();
-        let before: Vec<_> =
-            wanted.iter().map(|range| region.poisoned(round_out(range), usize::MAX)).collect();
-        let mut armed = Vec::new();
-        for (index, range) in wanted.iter().enumerate() {
-            match region.poison(range.clone(), limit) {
-                Ok(lines) => armed.push(ByteRange::new(lines.start, lines.end - lines.start)),
-                Err(error) => {
-                    for (undone, kept) in wanted[..index].iter().zip(&before) {
-                        undo(region, undone, kept, limit);
-                    }
-                    return Err(guard_error(error));
-                }
-            }
-        }
-        self.events.publish(Event::PoisonAdded { device: id.to_owned(), ranges: armed.clone() });
-        Ok(PoisonAdded {
-            device: id.to_owned(),
-            requested: ranges.to_vec(),
-            rounded: armed != ranges,
-            armed,
-            granularity: LINE_SIZE,
-        })
-    }
-
-    /// The poison of a device.
-    pub fn poison_list(&self, id: &str) -> Result<PoisonState, Error> {
-        let device = self.find(id)?;
-        let region = &device.region;
-        Ok(PoisonState {
-            device: id.to_owned(),
-            ranges: region.poisoned(0..region.len(), MOST_RANGES).into_iter().map(byte_range).collect(),
-            granularity: LINE_SIZE,
-            bytes: region.poisoned_lines() * LINE_SIZE,
-        })
-    }
-
-    /// Replaces the media under `ranges` (all of the device if none) by good one.
-    pub fn poison_clear(
-        &self,
-        _held: &Held,
-        id: &str,
-        ranges: Option<&[ByteRange]>,
-    ) -> Result<PoisonCleared, Error> {
-        let device = self.present(id)?;
-        let region = &device.region;
-        let whole = [ByteRange::new(0, region.len())];
-        let ranges = ranges.unwrap_or(&whole);
-        let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
-        let mut cleared = Vec::new();
-        for range in wanted {
-            let lines = round_out(&range);
-            cleared.extend(region.poisoned(lines.clone(), MOST_RANGES).into_iter().map(byte_range));
-            region.clean(lines).map_err(guard_error)?;
-        }
-        if !cleared.is_empty() {
-            self.events.publish(Event::PoisonCleared {
-                device: id.to_owned(),
-                ranges: cleared.clone(),
-                by: ClearedBy::Request,
-            });
-        }
-        Ok(PoisonCleared {
-            device: id.to_owned(),
-            requested: ranges.to_vec(),
-            cleared,
-            granularity: LINE_SIZE,
-            note: PoisonCleared::GUEST_KEEPS_ITS_LIST.to_owned(),
-        })
     }
 
     /// Sends a notification to the firmware device that `kind` belongs to.
@@ -524,13 +448,15 @@ impl MemoryDevices {
         }
     }
 
-    fn find(&self, id: &str) -> Result<&Device, Error> {
+    /// The device with this id.
+    pub(super) fn find(&self, id: &str) -> Result<&Device, Error> {
         self.devices.iter().find(|d| d.id == id).ok_or_else(|| {
             Error::no_such_device(id, &self.devices.iter().map(|d| d.id.as_str()).collect::<Vec<_>>())
         })
     }
 
-    fn present(&self, id: &str) -> Result<&Device, Error> {
+    /// The device with this id, if it is present.
+    pub(super) fn present(&self, id: &str) -> Result<&Device, Error> {
         let device = self.find(id)?;
         if device.state == MemoryState::Present {
             return Ok(device);
@@ -579,112 +505,8 @@ pub fn firmware(pmem: &Pmem, size: u64, unit: usize, window: &Window) -> PmemUni
     }
 }
 
-/// The medium of a unit, as its firmware sees it: the poison map of its region.
-#[derive(Debug)]
-struct RegionMedia {
-    region: Arc<Region>,
-    events: EventBus,
-}
-
-impl RegionMedia {
-    fn offsets(&self, range: &Range<u64>) -> Range<u64> {
-        let gpa = self.region.gpa();
-        range.start.saturating_sub(gpa)..range.end.saturating_sub(gpa).min(self.region.len())
-    }
-}
-
-impl Media for RegionMedia {
-    fn poisoned(&self, range: Range<u64>, most: usize) -> Vec<Range<u64>> {
-        let gpa = self.region.gpa();
-        self.region
-            .poisoned(self.offsets(&range), most)
-            .into_iter()
-            .map(|r| gpa + r.start..gpa + r.end)
-            .collect()
-    }
-
-    fn clear(&self, range: Range<u64>) -> u64 {
-        let offsets = self.offsets(&range);
-        let bad = self.region.poisoned(offsets.clone(), MOST_RANGES);
-        match self.region.clean(offsets.clone()) {
-            Ok(_) => {
-                if !bad.is_empty() {
-                    self.events.publish(Event::PoisonCleared {
-                        device: self.region.name().to_owned(),
-                        ranges: bad.into_iter().map(byte_range).collect(),
-                        by: ClearedBy::Guest,
-                    });
-                }
-                offsets.end - offsets.start
-            }
-            Err(error) => {
-                tracing::warn!(%error, device = self.region.name(), "poison could not be cleared");
-                0
-            }
-        }
-    }
-
-    fn flush(&self) {
-        if let Err(error) = self.region.flush() {
-            tracing::error!(%error, device = self.region.name(), "data could not be written back");
-            self.events.publish(Event::DeviceError {
-                device: self.region.name().to_owned(),
-                message: format!("Flush failed: {error}"),
-            });
-        }
-    }
-}
-
-/// Puts the poison of `range` back to what it was.
-fn undo(region: &Region, range: &Range<u64>, before: &[Range<u64>], limit: usize) {
-    let result = region
-        .clean(round_out(range))
-        .and_then(|_| before.iter().try_for_each(|kept| region.poison(kept.clone(), limit).map(|_| ())));
-    if let Err(error) = result {
-        tracing::error!(%error, device = region.name(), "poison could not be taken back");
-    }
-}
-
-fn within(device: &Device, range: &ByteRange) -> Result<Range<u64>, Error> {
-    let len = device.region.len();
-    match range.end() {
-        Some(end) if range.length > 0 && end <= len => Ok(range.offset.0..end),
-        _ => Err(Error::new(
-            ErrorCode::OutsideDevice,
-            format!("The range {range} is not in {}, which has {len:#x} bytes", device.id),
-            "name bytes from 0 to its size, at least one",
-        )),
-    }
-}
-
-fn round_out(range: &Range<u64>) -> Range<u64> {
-    range.start - range.start % LINE_SIZE..range.end.next_multiple_of(LINE_SIZE)
-}
-
-fn byte_range(range: Range<u64>) -> ByteRange {
-    ByteRange::new(range.start, range.end - range.start)
-}
-
 fn length(window: &Window) -> u64 {
     window.range.end - window.range.start
-}
-
-fn guard_error(error: GuardError) -> Error {
-    let code = match &error {
-        GuardError::OutOfRange { .. } => ErrorCode::OutsideDevice,
-        GuardError::Departed { .. } => ErrorCode::WrongDeviceState,
-        GuardError::TooScattered { .. } | GuardError::Map(_) => ErrorCode::HostLimit,
-    };
-    Error::new(code, chain(&error), "poison fewer or adjacent lines, or raise vm.max_map_count")
-}
-
-/// Separate runs of guarded pages that this host allows: each may split a map in three.
-fn guard_limit() -> usize {
-    let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count")
-        .ok()
-        .and_then(|text| text.trim().parse::<usize>().ok())
-        .unwrap_or(65_530);
-    maps.saturating_sub(SPARE_MAPS) / 2
 }
 
 fn state_name(state: MemoryState) -> &'static str {
@@ -710,10 +532,5 @@ mod tests {
         assert_eq!(major_minor("6.12.95+deb12-cloud-amd64"), Some((6, 12)));
         assert_eq!(major_minor("7.2-rc1"), Some((7, 2)));
         assert_eq!(major_minor("unknown"), None);
-    }
-
-    #[test]
-    fn the_guard_limit_leaves_maps_for_the_rest() {
-        assert!(guard_limit() > 1000);
     }
 }

@@ -7,8 +7,10 @@ mod agent_port;
 mod build;
 mod console;
 mod cpu;
+mod media;
 mod memory;
 mod outcome;
+mod poison;
 
 use std::collections::VecDeque;
 use std::io;
