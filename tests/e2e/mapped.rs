@@ -45,7 +45,7 @@ impl Mapped {
         guest.ok("ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem");
         guest.until_ok("test -b /dev/pmem0", PMEM);
         guest.ok("mkfs.ext4 -q -b 4096 /dev/pmem0 && mkdir -p /mnt");
-        guest.ok("mount -t ext4 -o dax=always /dev/pmem0 /mnt");
+        guest.ok("mount -t ext4 -o dax=always,noinit_itable /dev/pmem0 /mnt");
         let mut workload = Workload::start(&mut guest);
         let path = || PathBuf::from(FILE);
         let create = workload.ask(&mut guest, &Request::Create(path(), LENGTH));

@@ -253,8 +253,9 @@ pub fn foreground_group(master: BorrowedFd<'_>) -> Option<u32> {
     u32::try_from(group).ok().filter(|group| *group > 0)
 }
 
-/// Makes the command's process take the signals that the agent blocks, and lead a
-/// session of its own, with its standard input as the controlling terminal if that is asked.
+/// Makes the command's process take the signals that the agent blocks or that its starter ignores (a shell starts
+/// what runs in the background with SIGINT ignored, and a command would inherit that), and lead a session of its
+/// own, with its standard input as the controlling terminal if that is asked.
 pub fn lead_session(command: &mut Command, on_terminal: bool) {
     let prepare = move || {
         // SAFETY: only calls that are safe between fork and exec, with pointers to locals.
@@ -262,6 +263,9 @@ pub fn lead_session(command: &mut Command, on_terminal: bool) {
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             check(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
+            for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             check(libc::setsid())?;
             if on_terminal {
                 check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
