@@ -59,8 +59,10 @@ impl Material {
             .or_else(|| above(cwd, "target/material"))
     }
 
-    /// The material in `root`; `None` if there is none.
+    /// The material in `root`; `None` if there is none. Its paths are without links and `..`, so that every process
+    /// names the same things alike: the software KVM host is found by them.
     pub fn at(root: PathBuf) -> Option<Self> {
+        let root = std::fs::canonicalize(root).ok()?;
         root.join(MANIFEST_FILE).is_file().then_some(Material { root })
     }
 

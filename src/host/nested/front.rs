@@ -80,9 +80,8 @@ fn command(nested: &Nested, arguments: &[OsString]) -> Result<Exec, NestedError>
     let mut argv = vec![machine::live_path(&program).into_os_string().into_vec()];
     argv.extend(arguments.iter().map(|argument| argument.as_bytes().to_vec()));
     let passed = std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_passed));
-    let material = fs::canonicalize(nested.material.root()).map_err(NestedError::Files)?;
     let set = [
-        (OsString::from("ACONITE_MATERIAL"), material.into_os_string()),
+        (OsString::from("ACONITE_MATERIAL"), nested.material.root().as_os_str().to_owned()),
         (OsString::from(INSIDE_VARIABLE), OsString::from("1")),
     ];
     let env = passed
@@ -160,9 +159,8 @@ fn connect(nested: &Nested) -> Result<Client, NestedError> {
 
 fn start_keeper(nested: &Nested) -> Result<Child, NestedError> {
     let program = std::env::current_exe().map_err(NestedError::Spawn)?;
-    let material = fs::canonicalize(nested.material.root()).map_err(NestedError::Files)?;
     let mut command = Command::new(program);
-    command.arg(KEEPER_COMMAND).env("ACONITE_MATERIAL", material);
+    command.arg(KEEPER_COMMAND).env("ACONITE_MATERIAL", nested.material.root());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     sys::detach(&mut command);
     command.spawn().map_err(NestedError::Spawn)
