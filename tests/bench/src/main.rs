@@ -150,12 +150,9 @@ fn steps(groups: &BTreeSet<Group>, rounds: u32, clock: Clock) -> Vec<Step> {
         steps.push(Step::Pmem { poisons: 0, layout: Layout::Packed });
     }
     if has(Group::PmemArmed) {
-        for (poisons, layout) in [
-            (10_000, Layout::Packed),
-            (100_000, Layout::Packed),
-            (10_000, Layout::Alternating),
-            (60_000, Layout::Alternating),
-        ] {
+        for (poisons, layout) in
+            [(10_000, Layout::Packed), (100_000, Layout::Packed), (10_000, Layout::Alternating)]
+        {
             steps.push(Step::Pmem { poisons, layout });
         }
     }
