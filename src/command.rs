@@ -86,7 +86,7 @@ pub enum Command {
         /// The number that the operation was answered with.
         operation: u64,
     },
-    /// Stops all vCPUs; guest time stands still. Answers [`Reply::Done`].
+    /// Stops all vCPUs; the guest's clocks run on. Answers [`Reply::Done`].
     Pause,
     /// Lets the vCPUs run on. Answers [`Reply::Done`].
     Resume,

@@ -401,7 +401,7 @@ pub const ROUTES: &[Route] = &[
         method: "POST",
         path: "/v1/pause",
         name: "pause",
-        summary: "Stop all vCPUs; guest time stands still",
+        summary: "Stop all vCPUs; the guest's clocks run on",
         query: &[],
         request: None,
         status: 200,

@@ -86,7 +86,7 @@ pub enum Request {
         #[arg(long, value_name = "NUMBER", default_value_t = 0)]
         since: u64,
     },
-    /// Stop all vCPUs; guest time stands still
+    /// Stop all vCPUs; its clocks run on
     Pause,
     /// Let the vCPUs run on
     Resume,
