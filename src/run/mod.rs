@@ -36,8 +36,8 @@ use crate::memory::backing::{self, BackingError};
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a guest may take to power off when it is asked to.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
-/// Console lines that are shown when a guest dies.
-const TAIL_LINES: usize = 30;
+/// Console lines that are shown when a guest dies: a panic with its call trace and registers.
+const TAIL_LINES: usize = 80;
 /// What every guest's kernel command line begins with: the log on the serial line from warnings up, and a
 /// reset at once after a panic.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 printk.devkmsg=on";
