@@ -6,7 +6,7 @@ use super::chain;
 use super::memory::{Device, MemoryDevices};
 use crate::command::{ClearedBy, Error, ErrorCode, Event, PoisonAdded, PoisonCleared, PoisonState};
 use crate::kvm::Held;
-use crate::memory::{GuardError, LINE_SIZE, Region};
+use crate::memory::{GuardError, LINE_SIZE, Region, round_out};
 use crate::units::ByteRange;
 
 /// Most poisoned ranges in one answer.
@@ -21,8 +21,10 @@ impl MemoryDevices {
         let region = &device.region;
         let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
         let limit = guard_limit();
-        let before: Vec<_> =
-            wanted.iter().map(|range| region.poisoned(round_out(range), usize::MAX)).collect();
+        let before: Vec<_> = wanted
+            .iter()
+            .map(|range| region.poisoned(round_out(range.clone(), LINE_SIZE), usize::MAX))
+            .collect();
         let mut armed = Vec::new();
         for (index, range) in wanted.iter().enumerate() {
             match region.poison(range.clone(), limit) {
@@ -71,7 +73,7 @@ impl MemoryDevices {
         let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
         let mut cleared = Vec::new();
         for range in wanted {
-            let lines = round_out(&range);
+            let lines = round_out(range, LINE_SIZE);
             cleared.extend(region.poisoned(lines.clone(), MOST_RANGES).into_iter().map(byte_range));
             region.clean(lines).map_err(guard_error)?;
         }
@@ -95,7 +97,7 @@ impl MemoryDevices {
 /// Puts the poison of `range` back to what it was.
 fn undo(region: &Region, range: &Range<u64>, before: &[Range<u64>], limit: usize) {
     let result = region
-        .clean(round_out(range))
+        .clean(round_out(range.clone(), LINE_SIZE))
         .and_then(|_| before.iter().try_for_each(|kept| region.poison(kept.clone(), limit).map(|_| ())));
     if let Err(error) = result {
         tracing::error!(%error, device = region.name(), "poison could not be taken back");
@@ -112,10 +114,6 @@ fn within(device: &Device, range: &ByteRange) -> Result<Range<u64>, Error> {
             "name bytes from 0 to its size, at least one",
         )),
     }
-}
-
-fn round_out(range: &Range<u64>) -> Range<u64> {
-    range.start - range.start % LINE_SIZE..range.end.next_multiple_of(LINE_SIZE)
 }
 
 /// A range as requests and events name it.

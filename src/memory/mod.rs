@@ -12,7 +12,7 @@ mod region;
 mod space;
 
 pub use guest_map::{GuestMap, MapError, PAGE_SIZE};
-pub use poison::{LINE_SIZE, PoisonMap};
+pub use poison::{LINE_SIZE, PoisonMap, round_out};
 pub use ranges::RangeSet;
 pub use region::{Backing, GuardError, Region, RegionKind};
 pub use space::{AddressSpace, DmaMemory, SpaceError};
