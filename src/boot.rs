@@ -361,6 +361,10 @@ mod tests {
         assert_eq!(kind(layout::RSDP_BASE), Some(E820_RESERVED));
         assert_eq!(kind(layout::TABLES_BASE), Some(E820_ACPI));
         assert_eq!(kind(layout::MAILBOX_BASE), Some(E820_NVS));
+        for apei in [layout::APEI_BASE, layout::ACPI_END - 1] {
+            assert_eq!(kind(apei), Some(E820_NVS));
+        }
+        assert_eq!(kind(layout::ACPI_END), Some(E820_RAM));
         assert_eq!(kind(layout::KERNEL_MIN), Some(E820_RAM));
         assert_eq!(kind(0xbfff_ffff), Some(E820_RAM));
         assert_eq!(kind(layout::ECAM_BASE), Some(E820_RESERVED));

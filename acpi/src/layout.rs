@@ -31,8 +31,29 @@ pub const MAILBOX_BASE: u64 = 0x18_0000;
 pub const MAILBOX_SIZE: u64 = 0x2000;
 /// NFIT units a machine can have. A unit is a container with its own NVDIMM root device and DIMM.
 pub const MAX_UNITS: u32 = 64;
-/// First address behind tables and mailboxes.
-pub const ACPI_END: u64 = MAILBOX_BASE + MAX_UNITS as u64 * MAILBOX_SIZE;
+/// Memory that firmware shares with the guest's error handling (ACPI 6.5, chapter 18; guest RAM, e820 type 4, ACPI
+/// NVS), behind the mailboxes.
+pub const APEI_BASE: u64 = MAILBOX_BASE + MAX_UNITS as u64 * MAILBOX_SIZE;
+/// Size of the memory for error handling. What no constant names is kept free.
+pub const APEI_SIZE: u64 = 0x10_0000;
+/// Status blocks of the generic hardware error sources, with their addresses.
+pub const GHES_BASE: u64 = APEI_BASE;
+/// Size of the range for generic hardware error sources.
+pub const GHES_SIZE: u64 = 0x2_0000;
+/// Boot error region, which BERT names.
+pub const BERT_BASE: u64 = GHES_BASE + GHES_SIZE;
+/// Size of the boot error region.
+pub const BERT_SIZE: u64 = 0x2_0000;
+/// Trigger table and buffers of error injection, which EINJ names.
+pub const EINJ_BASE: u64 = BERT_BASE + BERT_SIZE;
+/// Size of the range for error injection.
+pub const EINJ_SIZE: u64 = 0x1_0000;
+/// Error log address range, through which records go to and from the store that ERST describes.
+pub const ERST_BASE: u64 = APEI_BASE + 0x8_0000;
+/// Size of the error log address range.
+pub const ERST_SIZE: u64 = 0x4_0000;
+/// First address behind tables, mailboxes and memory for error handling.
+pub const ACPI_END: u64 = APEI_BASE + APEI_SIZE;
 
 /// Lowest address at which a kernel is loaded.
 pub const KERNEL_MIN: u64 = 0x100_0000;
@@ -58,6 +79,14 @@ pub const PLATFORM_SIZE: u64 = 0x2000;
 pub const UNIT_BASE: u64 = 0xFE81_0000;
 /// Distance between the registers of two units.
 pub const UNIT_SIZE: u64 = 0x40;
+/// Registers of error injection (EINJ), one page.
+pub const EINJ_REGISTERS: u64 = 0xFE83_0000;
+/// Registers of the error record store (ERST), one page.
+pub const ERST_REGISTERS: u64 = 0xFE83_1000;
+/// Acknowledgement registers of the generic hardware error sources (HEST), one page.
+pub const GHES_REGISTERS: u64 = 0xFE83_2000;
+/// Size of each of the three.
+pub const APEI_REGISTERS_SIZE: u64 = 0x1000;
 /// Flush hint page of unit 0; unit u is [`FLUSH_SIZE`] times u further.
 pub const FLUSH_BASE: u64 = 0xFE90_0000;
 /// One page per unit: Linux maps the whole page of a flush hint (nd_region `nvdimm_map_flush`).
@@ -113,10 +142,18 @@ mod tests {
             (RSDP_BASE, RSDP_RESERVED),
             (TABLES_BASE, TABLES_SIZE),
             (MAILBOX_BASE, MAILBOX_SIZE * u64::from(MAX_UNITS)),
+            (GHES_BASE, GHES_SIZE),
+            (BERT_BASE, BERT_SIZE),
+            (EINJ_BASE, EINJ_SIZE),
+            (ERST_BASE, ERST_SIZE),
+            (KERNEL_MIN, LOW_RAM_END - KERNEL_MIN),
             (ECAM_BASE, ECAM_SIZE),
             (PCI_MMIO32_BASE, PCI_MMIO32_SIZE),
             (PLATFORM_BASE, PLATFORM_SIZE),
             (UNIT_BASE, UNIT_SIZE * u64::from(MAX_UNITS)),
+            (EINJ_REGISTERS, APEI_REGISTERS_SIZE),
+            (ERST_REGISTERS, APEI_REGISTERS_SIZE),
+            (GHES_REGISTERS, APEI_REGISTERS_SIZE),
             (FLUSH_BASE, FLUSH_SIZE * u64::from(MAX_UNITS)),
             (IOAPIC_BASE, IOAPIC_SIZE),
             (LAPIC_BASE, LAPIC_SIZE),
@@ -124,7 +161,8 @@ mod tests {
         for pair in ranges.windows(2) {
             assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{:#x?}", pair);
         }
-        assert_eq!(ACPI_END, 0x20_0000);
+        assert_eq!((APEI_BASE, ACPI_END), (0x20_0000, 0x30_0000));
+        const { assert!(ERST_BASE + ERST_SIZE <= ACPI_END) };
         const { assert!(ACPI_END <= KERNEL_MIN && ECAM_BASE == LOW_RAM_END) };
         assert!(flush_base(MAX_UNITS) <= PLATFORM_END);
         assert_eq!(PCI_MMIO32_BASE + PCI_MMIO32_SIZE - 1, 0xFE7F_FFFF);
