@@ -6,7 +6,10 @@
 
 use std::ops::Range;
 
-use aconite_acpi::layout::{HIGH_RAM_BASE, LOW_RAM_END};
+use aconite_acpi::layout::{
+    ECAM_BASE, ECAM_SIZE, HIGH_RAM_BASE, IOAPIC_BASE, IOAPIC_SIZE, LAPIC_BASE, LAPIC_SIZE, LOW_RAM_END,
+    PCI_MMIO32_BASE, PCI_MMIO32_SIZE, PLATFORM_BASE, PLATFORM_END,
+};
 use thiserror::Error;
 
 /// Windows start at multiples of the largest x86 page, so that Linux maps devices with it.
@@ -110,6 +113,18 @@ impl Layout {
         }
         Ok(Self { ram, units: windows.into_iter().flatten().collect(), pci64: limit..top })
     }
+}
+
+/// What of the platform is at guest-physical `address`, in words; `None` where every machine has its own.
+pub fn platform_part(address: u64) -> Option<&'static str> {
+    let parts = [
+        (ECAM_BASE..ECAM_BASE + ECAM_SIZE, "PCI Express configuration space (ECAM)"),
+        (PCI_MMIO32_BASE..PCI_MMIO32_BASE + PCI_MMIO32_SIZE, "the 32-bit PCI memory window"),
+        (PLATFORM_BASE..PLATFORM_END, "a platform register"),
+        (IOAPIC_BASE..IOAPIC_BASE + IOAPIC_SIZE, "the I/O APIC"),
+        (LAPIC_BASE..LAPIC_BASE + LAPIC_SIZE, "the local APIC"),
+    ];
+    parts.into_iter().find(|(range, _)| range.contains(&address)).map(|(_, name)| name)
 }
 
 fn chosen(at: u64, size: u64, ram_end: u64, limit: u64) -> Result<Range<u64>, LayoutError> {

@@ -99,7 +99,7 @@ pub enum Request {
 pub enum Poison {
     /// Make bytes bad: the next load of them is a machine check
     Add {
-        /// The device
+        /// The device, or ram: its offsets are guest-physical addresses
         device: String,
         /// Offsets in the device, such as 0x200040+64
         #[arg(required = true, value_name = "OFFSET[+LENGTH]")]
@@ -107,12 +107,12 @@ pub enum Poison {
     },
     /// What is bad
     List {
-        /// The device
+        /// The device, or ram
         device: String,
     },
     /// Replace bad media by good; the guest's own list stays until it writes
     Clear {
-        /// The device
+        /// The device, or ram
         device: String,
         /// Offsets in the device, such as 0x200040+64 [default: all of it]
         #[arg(value_name = "OFFSET[+LENGTH]")]

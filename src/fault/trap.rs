@@ -303,7 +303,7 @@ impl Traps {
         if let Some(region) = self.space.find(consumed.gpa) {
             self.events.publish(Event::PoisonTrapped {
                 device: region.name().to_owned(),
-                offset: (consumed.gpa - region.gpa()).into(),
+                offset: region.named_offset(consumed.gpa).into(),
                 access,
                 decision: TrapDecision::MachineCheck,
                 reason: reason(direction).to_owned(),
@@ -357,7 +357,7 @@ impl Traps {
             if let Some(count) = self.stale.note(region.name(), &access) {
                 self.events.publish(Event::StaleAccess {
                     device: region.name().to_owned(),
-                    offset: (range.gpa - region.gpa()).into(),
+                    offset: region.named_offset(range.gpa).into(),
                     access,
                     count,
                 });

@@ -80,7 +80,8 @@ pub(super) struct Device {
 #[derive(Debug)]
 pub struct MemoryDevices {
     vm: Arc<Vm>,
-    space: Arc<AddressSpace>,
+    /// Where everything lies.
+    pub(super) space: Arc<AddressSpace>,
     units: Arc<UnitTable>,
     /// The event stream.
     pub(super) events: EventBus,

@@ -1,37 +1,96 @@
-//! Poison of memory devices, on request: added, listed, and replaced by good media.
+//! Poison of memory devices and of RAM, on request: added, listed, and replaced by good media.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::chain;
-use super::memory::{Device, MemoryDevices};
+use super::memory::MemoryDevices;
 use crate::command::{ClearedBy, Error, ErrorCode, Event, PoisonAdded, PoisonCleared, PoisonState};
 use crate::kvm::Held;
-use crate::memory::{GuardError, LINE_SIZE, Region, round_out};
+use crate::layout;
+use crate::memory::{AddressSpace, GuardError, LINE_SIZE, Region, RegionKind, round_out};
 use crate::units::ByteRange;
 
+/// The id of all RAM, whose offsets are guest-physical addresses. No device can have it.
+pub const RAM: &str = "ram";
 /// Most poisoned ranges in one answer.
 pub const MOST_RANGES: usize = 100_000;
 /// Maps that are left for everything but guards.
 const SPARE_MAPS: usize = 1000;
 
+/// What an id names: the memory of a device, or all of RAM.
+struct Target {
+    id: String,
+    /// In order of address.
+    regions: Vec<Arc<Region>>,
+}
+
+/// A part of a region, by offset in it.
+struct Piece<'a> {
+    region: &'a Arc<Region>,
+    range: Range<u64>,
+}
+
+impl Piece<'_> {
+    /// The same offset as requests and events name it.
+    fn named(&self, range: Range<u64>) -> ByteRange {
+        let base = self.region.named_offset(self.region.gpa());
+        byte_range(base + range.start..base + range.end)
+    }
+}
+
+impl Target {
+    /// The parts of regions that `ranges` name.
+    fn pieces(&self, ranges: &[ByteRange], space: &AddressSpace) -> Result<Vec<Piece<'_>>, Error> {
+        let mut pieces = Vec::new();
+        for range in ranges {
+            let end = range.end().filter(|_| range.length > 0).ok_or_else(|| self.outside(range, space))?;
+            let mut at = range.offset.0;
+            for region in &self.regions {
+                let base = region.named_offset(region.gpa());
+                if (base..base + region.len()).contains(&at) {
+                    let stop = end.min(base + region.len());
+                    pieces.push(Piece { region, range: at - base..stop - base });
+                    at = stop;
+                }
+            }
+            if at < end {
+                return Err(self.outside(range, space));
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn outside(&self, range: &ByteRange, space: &AddressSpace) -> Error {
+        if self.id == RAM {
+            return not_ram(range, space);
+        }
+        let len: u64 = self.regions.iter().map(|region| region.len()).sum();
+        Error::new(
+            ErrorCode::OutsideDevice,
+            format!("The range {range} is not in {}, which has {len:#x} bytes", self.id),
+            "name bytes from 0 to its size, at least one",
+        )
+    }
+}
+
 impl MemoryDevices {
-    /// Poisons `ranges` of a device, all or none.
+    /// Poisons `ranges` of a device or of RAM, all or none.
     pub fn poison(&self, _held: &Held, id: &str, ranges: &[ByteRange]) -> Result<PoisonAdded, Error> {
-        let device = self.present(id)?;
-        let region = &device.region;
-        let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
+        let target = self.target(id, true)?;
+        let pieces = target.pieces(ranges, &self.space)?;
         let limit = guard_limit();
-        let before: Vec<_> = wanted
+        let before: Vec<_> = pieces
             .iter()
-            .map(|range| region.poisoned(round_out(range.clone(), LINE_SIZE), usize::MAX))
+            .map(|piece| piece.region.poisoned(round_out(piece.range.clone(), LINE_SIZE), usize::MAX))
             .collect();
         let mut armed = Vec::new();
-        for (index, range) in wanted.iter().enumerate() {
-            match region.poison(range.clone(), limit) {
-                Ok(lines) => armed.push(ByteRange::new(lines.start, lines.end - lines.start)),
+        for (index, piece) in pieces.iter().enumerate() {
+            match piece.region.poison(piece.range.clone(), limit) {
+                Ok(lines) => armed.push(piece.named(lines)),
                 Err(error) => {
-                    for (undone, kept) in wanted[..index].iter().zip(&before) {
-                        undo(region, undone, kept, limit);
+                    for (undone, kept) in pieces[..index].iter().zip(&before) {
+                        undo(undone, kept, limit);
                     }
                     return Err(guard_error(error));
                 }
@@ -47,35 +106,43 @@ impl MemoryDevices {
         })
     }
 
-    /// The poison of a device.
+    /// The poison of a device or of RAM.
     pub fn poison_list(&self, id: &str) -> Result<PoisonState, Error> {
-        let device = self.find(id)?;
-        let region = &device.region;
+        let target = self.target(id, false)?;
+        let mut ranges = Vec::new();
+        for region in &target.regions {
+            let all = Piece { region, range: 0..region.len() };
+            let left = MOST_RANGES - ranges.len();
+            ranges.extend(region.poisoned(0..region.len(), left).into_iter().map(|r| all.named(r)));
+        }
         Ok(PoisonState {
             device: id.to_owned(),
-            ranges: region.poisoned(0..region.len(), MOST_RANGES).into_iter().map(byte_range).collect(),
+            ranges,
             granularity: LINE_SIZE,
-            bytes: region.poisoned_lines() * LINE_SIZE,
+            bytes: target.regions.iter().map(|region| region.poisoned_lines() * LINE_SIZE).sum(),
         })
     }
 
-    /// Replaces the media under `ranges` (all of the device if none) by good one.
+    /// Replaces the media under `ranges` (all of the device or of RAM if none) by good one.
     pub fn poison_clear(
         &self,
         _held: &Held,
         id: &str,
         ranges: Option<&[ByteRange]>,
     ) -> Result<PoisonCleared, Error> {
-        let device = self.present(id)?;
-        let region = &device.region;
-        let whole = [ByteRange::new(0, region.len())];
+        let target = self.target(id, true)?;
+        let whole: Vec<_> = target
+            .regions
+            .iter()
+            .map(|region| Piece { region, range: 0..0 }.named(0..region.len()))
+            .collect();
         let ranges = ranges.unwrap_or(&whole);
-        let wanted: Vec<_> = ranges.iter().map(|r| within(device, r)).collect::<Result<_, _>>()?;
         let mut cleared = Vec::new();
-        for range in wanted {
-            let lines = round_out(range, LINE_SIZE);
-            cleared.extend(region.poisoned(lines.clone(), MOST_RANGES).into_iter().map(byte_range));
-            region.clean(lines).map_err(guard_error)?;
+        for piece in target.pieces(ranges, &self.space)? {
+            let lines = round_out(piece.range.clone(), LINE_SIZE);
+            let bad = piece.region.poisoned(lines.clone(), MOST_RANGES);
+            cleared.extend(bad.into_iter().map(|r| piece.named(r)));
+            piece.region.clean(lines).map_err(guard_error)?;
         }
         if !cleared.is_empty() {
             self.events.publish(Event::PoisonCleared {
@@ -92,27 +159,60 @@ impl MemoryDevices {
             note: PoisonCleared::GUEST_KEEPS_ITS_LIST.to_owned(),
         })
     }
-}
 
-/// Puts the poison of `range` back to what it was.
-fn undo(region: &Region, range: &Range<u64>, before: &[Range<u64>], limit: usize) {
-    let result = region
-        .clean(round_out(range.clone(), LINE_SIZE))
-        .and_then(|_| before.iter().try_for_each(|kept| region.poison(kept.clone(), limit).map(|_| ())));
-    if let Err(error) = result {
-        tracing::error!(%error, device = region.name(), "poison could not be taken back");
+    fn target(&self, id: &str, present: bool) -> Result<Target, Error> {
+        let regions = if id == RAM {
+            self.space.regions().into_iter().filter(|region| region.kind() == RegionKind::Ram).collect()
+        } else {
+            let device = if present { self.present(id)? } else { self.find(id)? };
+            vec![device.region.clone()]
+        };
+        Ok(Target { id: id.to_owned(), regions })
     }
 }
 
-fn within(device: &Device, range: &ByteRange) -> Result<Range<u64>, Error> {
-    let len = device.region.len();
-    match range.end() {
-        Some(end) if range.length > 0 && end <= len => Ok(range.offset.0..end),
-        _ => Err(Error::new(
-            ErrorCode::OutsideDevice,
-            format!("The range {range} is not in {}, which has {len:#x} bytes", device.id),
-            "name bytes from 0 to its size, at least one",
-        )),
+/// The refusal of a range that is not, or not wholly, RAM: it names what is there.
+fn not_ram(range: &ByteRange, space: &AddressSpace) -> Error {
+    let refuse = |message: String, remedy: String| Error::new(ErrorCode::OutsideDevice, message, remedy);
+    let Some(end) = range.end().filter(|_| range.length > 0) else {
+        return refuse(format!("The range {range} has no bytes"), "name at least one byte of RAM".to_owned());
+    };
+    let regions = space.regions();
+    // The first byte that is not RAM, and where RAM or anything else goes on after it.
+    let mut at = range.offset.0;
+    for region in regions.iter().filter(|region| region.kind() == RegionKind::Ram) {
+        if region.range().contains(&at) {
+            at = region.range().end;
+        }
+    }
+    let ram: Vec<_> = regions
+        .iter()
+        .filter(|region| region.kind() == RegionKind::Ram)
+        .map(|region| format!("{:#x} to {:#x}", region.range().start, region.range().end))
+        .collect();
+    if let Some(device) = regions.iter().find(|region| region.range().contains(&at)) {
+        let offset = at - device.gpa();
+        let len = end.min(device.range().end) - at;
+        return refuse(
+            format!("{at:#x} is not RAM but byte {offset:#x} of {}", device.name()),
+            format!("ask for {} of {}", ByteRange::new(offset, len), device.name()),
+        );
+    }
+    let what = layout::platform_part(at).unwrap_or("nothing");
+    refuse(
+        format!("{at:#x} is not RAM: {what} is there"),
+        format!("name guest-physical addresses of RAM, which is at {}", ram.join(" and ")),
+    )
+}
+
+/// Puts the poison of a piece back to what it was.
+fn undo(piece: &Piece<'_>, before: &[Range<u64>], limit: usize) {
+    let region = piece.region;
+    let result = region
+        .clean(round_out(piece.range.clone(), LINE_SIZE))
+        .and_then(|_| before.iter().try_for_each(|kept| region.poison(kept.clone(), limit).map(|_| ())));
+    if let Err(error) = result {
+        tracing::error!(%error, device = region.name(), "poison could not be taken back");
     }
 }
 
@@ -142,9 +242,81 @@ fn guard_limit() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Backing;
+
+    const GIB: u64 = 1 << 30;
+
+    fn region(name: &str, kind: RegionKind, gpa: u64, len: u64) -> Arc<Region> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(len).unwrap();
+        Arc::new(Region::new(name, kind, gpa, len, Backing { file, offset: 0, writable: true }).unwrap())
+    }
+
+    fn machine() -> (AddressSpace, Target) {
+        let space = AddressSpace::default();
+        let ram = vec![
+            region("ram", RegionKind::Ram, 0, 1 << 20),
+            region("ram", RegionKind::Ram, 1 << 20, 1 << 20),
+            region("ram", RegionKind::Ram, 4 * GIB, 1 << 20),
+        ];
+        for region in &ram {
+            space.insert(region.clone()).unwrap();
+        }
+        space.insert(region("p0", RegionKind::Pmem, 5 * GIB, 1 << 20)).unwrap();
+        (space, Target { id: RAM.to_owned(), regions: ram })
+    }
 
     #[test]
     fn the_guard_limit_leaves_maps_for_the_rest() {
         assert!(guard_limit() > 1000);
+    }
+
+    #[test]
+    fn a_range_of_ram_is_one_of_guest_physical_addresses_and_may_span_regions() {
+        let (space, ram) = machine();
+        let ranges = [ByteRange::new(0xf_ff80, 0x100), ByteRange::new(4 * GIB + 0x40, 1)];
+        let pieces = ram.pieces(&ranges, &space).unwrap();
+        let named: Vec<_> = pieces
+            .iter()
+            .map(|piece| (piece.region.gpa(), piece.range.clone(), piece.named(piece.range.clone())))
+            .collect();
+        assert_eq!(
+            named,
+            vec![
+                (0, 0xf_ff80..0x10_0000, ByteRange::new(0xf_ff80, 0x80)),
+                (1 << 20, 0..0x80, ByteRange::new(0x10_0000, 0x80)),
+                (4 * GIB, 0x40..0x41, ByteRange::new(4 * GIB + 0x40, 1)),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_ram_is_refused_by_the_name_of_what_is_there() {
+        let (space, ram) = machine();
+        let refused = |offset, length| {
+            let error =
+                ram.pieces(&[ByteRange::new(0, 64), ByteRange::new(offset, length)], &space).err().unwrap();
+            assert_eq!(error.code, ErrorCode::OutsideDevice);
+            error.to_string()
+        };
+        assert_eq!(
+            refused(5 * GIB + 0x1240, 64),
+            "0x140001240 is not RAM but byte 0x1240 of p0; ask for 0x1240+64 of p0"
+        );
+        let ram_is = "name guest-physical addresses of RAM, which is at 0x0 to 0x100000 and 0x100000 to 0x200000 and 0x100000000 to 0x100100000";
+        assert_eq!(
+            refused(0x1f_ffc0, 128),
+            format!("0x200000 is not RAM: nothing is there; {ram_is}"),
+            "the part beyond the end is named"
+        );
+        assert_eq!(
+            refused(0xC000_0000, 64),
+            format!("0xc0000000 is not RAM: PCI Express configuration space (ECAM) is there; {ram_is}")
+        );
+        assert_eq!(refused(64, 0), "The range 0x40+0 has no bytes; name at least one byte of RAM");
+        assert_eq!(
+            refused(u64::MAX, 2),
+            "The range 0xffffffffffffffff+2 has no bytes; name at least one byte of RAM"
+        );
     }
 }

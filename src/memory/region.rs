@@ -152,6 +152,15 @@ impl Region {
         self.writable
     }
 
+    /// The offset by which requests and events name `gpa`, an address of the region or its end: from the start
+    /// of a device, and the address itself in RAM.
+    pub fn named_offset(&self, gpa: u64) -> u64 {
+        match self.kind {
+            RegionKind::Ram => gpa,
+            RegionKind::Pmem => gpa - self.gpa,
+        }
+    }
+
     /// Guest-physical range.
     pub fn range(&self) -> Range<u64> {
         self.gpa..self.gpa + self.len

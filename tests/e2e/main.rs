@@ -12,4 +12,5 @@ mod hostile;
 mod input;
 mod mapped;
 mod nvdimm;
+mod ram;
 mod removal;

@@ -1,14 +1,16 @@
 //! What the agent inside a machine and the monitor outside it agree on: the wire
 //! [`protocol`], the small text files that the agent reads from its initramfs
 //! ([`config`]), the lines that it writes on the console when it cannot speak, and
-//! those that its workloads and their drivers exchange ([`workload`]).
+//! those that its workloads and their drivers exchange ([`workload`]), and where a process's memory
+//! is ([`pagemap`]).
 //!
-//! The library holds bytes and text only, so that the monitor can use it without
+//! The library holds bytes and text only, and reads nothing but /proc, so that the monitor can use it without
 //! taking over anything that belongs to PID 1. The agent itself is the binary of
 //! this package.
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod pagemap;
 pub mod protocol;
 mod wire;
 pub mod workload;

@@ -23,12 +23,13 @@ use std::time::Duration;
 
 use aconite_agent::config::{CONSOLE_FATAL, CONSOLE_NO_PORT, ROLE_HOST};
 use aconite_agent::protocol::{Power, Role};
-use aconite_agent::workload;
+use aconite_agent::{pagemap, workload};
 
 use crate::server::Server;
 
 const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER, \
-                     or aconite-agent workload map, or aconite-agent workload garbage SEED SECONDS";
+                     or aconite-agent workload map, or aconite-agent workload garbage SEED SECONDS, \
+                     or aconite-agent pagemap PID ADDRESS [LENGTH]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
             Ok(fd) => serve_process(fd),
             Err(_) => usage(),
         },
+        [pagemap::COMMAND, pid, address] => print_pagemap(pid, address, "1"),
+        [pagemap::COMMAND, pid, address, length] => print_pagemap(pid, address, length),
         ["workload", workload::MAP] => match workload_map::run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -68,6 +71,24 @@ fn main() -> ExitCode {
 fn usage() -> ExitCode {
     console::line(USAGE);
     ExitCode::from(2)
+}
+
+/// Prints where memory of a process is, or on standard error why it cannot be said.
+fn print_pagemap(pid: &str, address: &str, length: &str) -> ExitCode {
+    let numbers = || {
+        let pid = pid.parse().map_err(|_| format!("{pid:?} is no process: give its number"))?;
+        Ok((pid, pagemap::number(address)?, pagemap::number(length)?))
+    };
+    match numbers().and_then(|(pid, address, length)| pagemap::look_up(pid, address, length)) {
+        Ok(pieces) => {
+            pieces.iter().for_each(|piece| println!("{piece}"));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Serves as an ordinary process over a descriptor that the parent has passed on, until it is closed.

@@ -1,0 +1,97 @@
+//! Poison of plain RAM: the process that loads it dies of it or lives with it, and the rest of the machine goes on.
+
+use aconite_agent::pagemap::Piece;
+use aconite_agent::workload::{Reply, Request, pattern};
+use aconite_tests::workload::Workload;
+use aconite_tests::{Machine, Run};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const FILE: &str = "/tmp/victim";
+const LENGTH: u64 = 0x10000;
+/// The bad line, in the file.
+const LINE: u64 = 0x3240;
+
+/// Process id of the workload in the guest.
+#[track_caller]
+fn workload_pid(guest: &mut Machine) -> String {
+    guest.ok("for p in /proc/[0-9]*; do test \"$(tr '\\0' ' ' < $p/cmdline)\" = 'aconite-agent workload map ' && echo ${p#/proc/}; done; true")
+}
+
+#[track_caller]
+fn physical(guest: &mut Machine, pid: &str, va: u64) -> u64 {
+    let line = guest.ok(&format!("aconite-agent pagemap {pid} {va:#x} 64"));
+    line.parse::<Piece>().unwrap_or_else(|error| panic!("{error}")).gpa
+}
+
+#[track_caller]
+fn hardware_corrupted(guest: &mut Machine) -> u64 {
+    let line = guest.ok("grep HardwareCorrupted /proc/meminfo");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{line}"))
+}
+
+#[test]
+fn a_process_loads_poisoned_ram() {
+    let mut guest = Run::new().size(2, "512M").pmem("size=256M,id=p0").shell();
+    let mut workload = Workload::start(&mut guest);
+    let path = || PathBuf::from(FILE);
+    assert_eq!(workload.ask(&mut guest, &Request::Create(path(), LENGTH)), Reply::Done);
+    let Reply::At(mapping) = workload.ask(&mut guest, &Request::Map(path())) else { panic!("no mapping") };
+    let all_good = Reply::Compared { good: LENGTH / 8, bad: 0 };
+    assert_eq!(workload.ask(&mut guest, &Request::Scan(0, LENGTH)), all_good);
+    let pid = workload_pid(&mut guest);
+    let gpa = physical(&mut guest, &pid, mapping + LINE);
+    assert_eq!(gpa % 4096, LINE % 4096);
+    assert_eq!(hardware_corrupted(&mut guest), 0);
+
+    // What is not RAM is refused by the name of what is there, and nothing of the request is done.
+    let p0 = guest.device("p0")["gpa"].as_str().unwrap().to_owned();
+    for (address, words) in
+        [(p0.as_str(), "byte 0x0 of p0"), ("0xc0000000", "ECAM"), ("0x30000000", "nothing")]
+    {
+        let error = guest.ctl_refused(&["poison", "add", "ram", &format!("{gpa:#x}+64"), address]);
+        assert_eq!(error["code"], "outside_device", "{error}");
+        assert!(error["message"].as_str().is_some_and(|text| text.contains(words)), "{error}");
+    }
+    assert_eq!(guest.ctl(&["poison", "list", "ram"])["ranges"], json!([]));
+
+    let before = guest.last_event();
+    let added = guest.ctl(&["poison", "add", "ram", &format!("{gpa:#x}+64")]);
+    assert_eq!(added["armed"], json!([{"offset": format!("{gpa:#x}"), "length": 64}]), "{added}");
+    // The page's other lines are as they were.
+    for at in [LINE - 8, LINE + 64] {
+        let reply = workload.ask(&mut guest, &Request::Load(at));
+        assert!(matches!(reply, Reply::Loaded { word, .. } if word == pattern(at)), "{reply:?}");
+    }
+    assert!(guest.events_named(before, "mce_delivered").is_empty(), "no poison was loaded yet");
+
+    let Reply::Signal(signal) = workload.ask(&mut guest, &Request::Load(LINE + 8)) else {
+        panic!("no signal")
+    };
+    assert!(signal.is_poison_at(mapping + LINE), "{signal:?}");
+    assert_eq!(signal.lsb, 12);
+    let trap = guest.event(before, "poison_trapped", |event| event["decision"] == "machine_check");
+    assert_eq!((&trap["device"], &trap["cpl"]), (&json!("ram"), &json!(3)), "{trap}");
+    assert_eq!(trap["offset"], json!(format!("{:#x}", gpa + 8)), "{trap}");
+    assert_eq!(trap["gpa"], trap["offset"], "an offset in RAM is a guest-physical address");
+    assert_eq!(trap["rip"], json!(format!("{:#x}", signal.rip)), "{trap}");
+    let check = guest.event(before, "mce_delivered", |_| true);
+    assert_eq!(check["address"], json!(format!("{gpa:#x}")), "{check}");
+
+    // Linux takes the page out of use: the next load meets Linux's own mark and no hardware.
+    guest.until_ok("grep -q 'HardwareCorrupted: *4 kB' /proc/meminfo", Duration::from_secs(20));
+    let checks = guest.events_named(before, "mce_delivered").len();
+    let Reply::Signal(signal) = workload.ask(&mut guest, &Request::Load(LINE - 8)) else {
+        panic!("no signal")
+    };
+    assert!(signal.is_poison_at(mapping + LINE), "{signal:?}");
+    assert_eq!(guest.events_named(before, "mce_delivered").len(), checks, "the page was not touched");
+    let log = guest.ok("dmesg");
+    assert!(log.contains("Memory failure") && log.contains("Recovered"), "{log}");
+
+    let cleared = guest.ctl(&["poison", "clear", "ram", &format!("{gpa:#x}+64")]);
+    assert_eq!(cleared["cleared"], json!([{"offset": format!("{gpa:#x}"), "length": 64}]));
+    assert_eq!(guest.ctl(&["poison", "list", "ram"])["ranges"], json!([]));
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
