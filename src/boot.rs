@@ -130,7 +130,8 @@ pub fn e820(ram: &[Range<u64>]) -> Vec<(Range<u64>, u32)> {
     let reserved = [
         (layout::RSDP_BASE..layout::TABLES_BASE, E820_RESERVED),
         (layout::TABLES_BASE..layout::MAILBOX_BASE, E820_ACPI),
-        (layout::MAILBOX_BASE..layout::ACPI_END, E820_NVS),
+        (layout::MAILBOX_BASE..layout::EINJ_BASE, E820_NVS),
+        (layout::EINJ_BASE..layout::ACPI_END, E820_RESERVED),
     ];
     let mut map = Vec::new();
     for range in ram {
@@ -361,8 +362,11 @@ mod tests {
         assert_eq!(kind(layout::RSDP_BASE), Some(E820_RESERVED));
         assert_eq!(kind(layout::TABLES_BASE), Some(E820_ACPI));
         assert_eq!(kind(layout::MAILBOX_BASE), Some(E820_NVS));
-        for apei in [layout::APEI_BASE, layout::ACPI_END - 1] {
+        for apei in [layout::APEI_BASE, layout::BERT_BASE, layout::EINJ_BASE - 1] {
             assert_eq!(kind(apei), Some(E820_NVS));
+        }
+        for apei in [layout::EINJ_BASE, layout::ERST_BASE, layout::ACPI_END - 1] {
+            assert_eq!(kind(apei), Some(E820_RESERVED));
         }
         assert_eq!(kind(layout::ACPI_END), Some(E820_RAM));
         assert_eq!(kind(layout::KERNEL_MIN), Some(E820_RAM));

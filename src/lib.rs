@@ -40,6 +40,7 @@
 //! | [`memory`], [`fault`], [`x86`] | maps, poison and guards; traps; instructions, page tables, CPUID, machine checks |
 //! | [`kvm`] | the only module that calls KVM |
 //! | [`boot`], [`layout`] | kernel loading and start state; guest-physical addresses |
+//! | [`state`] | what outlives a machine: a directory of small documents |
 //! | [`guest`] | what is packed for a guest, and the protocol with its agent |
 //! | [`host`] | which KVM is here, what is missing, and the software KVM host |
 //!
@@ -58,5 +59,6 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod run;
+pub mod state;
 pub mod units;
 pub mod x86;

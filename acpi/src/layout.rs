@@ -31,8 +31,8 @@ pub const MAILBOX_BASE: u64 = 0x18_0000;
 pub const MAILBOX_SIZE: u64 = 0x2000;
 /// NFIT units a machine can have. A unit is a container with its own NVDIMM root device and DIMM.
 pub const MAX_UNITS: u32 = 64;
-/// Memory that firmware shares with the guest's error handling (ACPI 6.5, chapter 18; guest RAM, e820 type 4, ACPI
-/// NVS), behind the mailboxes.
+/// Memory that firmware shares with the guest's error handling (ACPI 6.5, chapter 18; guest RAM), behind the
+/// mailboxes: up to [`EINJ_BASE`] e820 type 4, ACPI NVS, from there on type 2, reserved.
 pub const APEI_BASE: u64 = MAILBOX_BASE + MAX_UNITS as u64 * MAILBOX_SIZE;
 /// Size of the memory for error handling. What no constant names is kept free.
 pub const APEI_SIZE: u64 = 0x10_0000;
@@ -44,7 +44,10 @@ pub const GHES_SIZE: u64 = 0x2_0000;
 pub const BERT_BASE: u64 = GHES_BASE + GHES_SIZE;
 /// Size of the boot error region.
 pub const BERT_SIZE: u64 = 0x2_0000;
-/// Trigger table and buffers of error injection, which EINJ names.
+/// Trigger table and parameters of error injection, which EINJ names.
+///
+/// From here on the memory is reserved and not ACPI NVS: the drivers of EINJ and ERST claim theirs for themselves
+/// (`request_mem_region` in drivers/acpi/apei), and Linux marks NVS busy (`do_mark_busy` in arch/x86/kernel/e820.c).
 pub const EINJ_BASE: u64 = BERT_BASE + BERT_SIZE;
 /// Size of the range for error injection.
 pub const EINJ_SIZE: u64 = 0x1_0000;

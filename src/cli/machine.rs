@@ -66,6 +66,9 @@ pub struct MachineArgs {
     /// Keep results, logs and tables in this directory
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Keep in this directory what outlives the machine
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
     /// Where KVM comes from [default: auto]
     #[arg(long, value_enum)]
     pub host: Option<HostChoice>,
@@ -93,6 +96,7 @@ impl MachineArgs {
             (&self.api_socket, &mut machine.api_socket),
             (&self.modules, &mut machine.modules),
             (&self.run_dir, &mut machine.run_dir),
+            (&self.state, &mut machine.state),
         ];
         for (given, kept) in paths {
             if given.is_some() {

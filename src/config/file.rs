@@ -97,7 +97,9 @@ impl Machine {
             }
         };
         rebase(&mut self.kernel);
-        for path in [&mut self.initrd, &mut self.api_socket, &mut self.modules, &mut self.run_dir] {
+        let paths =
+            [&mut self.initrd, &mut self.api_socket, &mut self.modules, &mut self.run_dir, &mut self.state];
+        for path in paths {
             path.iter_mut().for_each(rebase);
         }
         self.files.iter_mut().for_each(|file| rebase(&mut file.source));

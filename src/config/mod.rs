@@ -75,6 +75,9 @@ pub struct Machine {
     /// Directory for results, logs and tables of this run. Default: none is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub run_dir: Option<PathBuf>,
+    /// Directory for what outlives the machine. Default: nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<PathBuf>,
     /// What the guest sees of its processors and clocks.
     pub cpu: Cpu,
     /// What may arrive while the machine runs.
@@ -101,6 +104,7 @@ impl Default for Machine {
             command: Vec::new(),
             timeout: None,
             run_dir: None,
+            state: None,
             cpu: Cpu::default(),
             slots: Slots::default(),
             pmem: Vec::new(),

@@ -34,6 +34,7 @@ use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, Vm};
 use crate::layout::{Layout, LayoutError, UnitRequest};
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{AddressSpace, Backing, MapError, Region, RegionKind, SpaceError};
+use crate::state::State;
 use crate::x86::cpuid::{self, CpuidConfig, Vendor};
 use crate::x86::mca::{McaConfig, McaState};
 use crate::x86::xstate::XsaveLayout;
@@ -109,6 +110,8 @@ pub struct Spec<'a> {
     pub console: ConsoleSink,
     /// The event stream.
     pub events: EventBus,
+    /// What outlives the machine, if something does.
+    pub state: Option<Arc<State>>,
 }
 
 /// What of a machine is placed where, before anything is made.

@@ -24,6 +24,7 @@ use crate::guest::kernel_image::{self, ImageError};
 use crate::guest::modules;
 use crate::host::attach::{SIGNALS, attach};
 use crate::host::material::Material;
+use crate::host::nested::front::Inside;
 use crate::host::nested::{self, NestedError};
 use crate::host::sys::Signals;
 use crate::host::{self, NoKvm, Where};
@@ -31,6 +32,7 @@ use crate::machine::{
     self, AgentPort, Cause, ConsoleLog, ConsoleSink, Handle, Identity, Machine, MachineError, Outcome, Spec,
 };
 use crate::memory::backing::{self, BackingError};
+use crate::state::{Locking, State, StateError};
 
 /// How long a guest may take to start its agent. It is generous: the host may be a software KVM.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -94,6 +96,9 @@ pub enum RunError {
     /// A file of a memory device.
     #[error(transparent)]
     Backing(#[from] BackingError),
+    /// What outlives machines.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The API.
     #[error(transparent)]
     Api(#[from] SocketError),
@@ -146,7 +151,9 @@ pub fn run_anywhere(config: &Config, arguments: &[OsString]) -> Result<u8, RunEr
             _files.push(backing::open(path, checked.size.bytes(), !device.readonly, checked.create)?);
         }
     }
-    Ok(nested::front::run(arguments, config.api_socket.as_deref())?)
+    let state = config.state.as_deref().map(|dir| State::open(dir, Locking::Here)).transpose()?;
+    let inside = Inside { api_socket: config.api_socket.as_deref(), state: state.as_ref().map(State::dir) };
+    Ok(nested::front::run(arguments, inside)?)
 }
 
 /// Writes the firmware tables that the machine would have, and returns the names of the files.
@@ -160,6 +167,9 @@ pub fn dump_tables(config: &Config, output: &Path) -> Result<Vec<String>, RunErr
 /// Runs the machine on this host's KVM, and returns the exit status.
 fn run(config: &Config, checked: &Checked, host: &str) -> Result<u8, RunError> {
     let events = EventBus::new();
+    // Inside the software KVM host, the front end outside holds the lock.
+    let locking = if host::is_inside() { Locking::Elsewhere } else { Locking::Here };
+    let state = config.state.as_deref().map(|dir| State::open(dir, locking)).transpose()?.map(Arc::new);
     let run_dir = config.run_dir.as_deref().map(prepare_run_dir).transpose()?;
     let console_file = run_dir.map(|dir| create(&dir.join("console.log"))).transpose()?;
     let events_file = run_dir.map(|dir| create(&dir.join("events.jsonl"))).transpose()?;
@@ -182,6 +192,7 @@ fn run(config: &Config, checked: &Checked, host: &str) -> Result<u8, RunError> {
             command_line: &command_line,
             console,
             events: events.clone(),
+            state: state.clone(),
         },
         Identity {
             kernel: config.kernel.display().to_string(),

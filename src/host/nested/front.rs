@@ -36,14 +36,22 @@ fn is_passed(name: &str) -> bool {
     exact.contains(&name) || ["ACONITE_", "RUST_", "LC_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
+/// What the program in level 1 is told to use in place of what the user named.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Inside<'a> {
+    /// The API socket (`--api-socket`): front ends reach the one in level 1 at this path here.
+    pub api_socket: Option<&'a Path>,
+    /// The state directory (`--state`), without links in its path: it is written where it reaches this host.
+    pub state: Option<&'a Path>,
+}
+
 /// Runs this program with these arguments in level 1; returns its exit status as a shell shows it.
 ///
-/// `arguments` are without the name of the program. If `api_socket` is given, front ends reach the socket that the
-/// program in level 1 is told to listen on (`--api-socket`) at that path here.
+/// `arguments` are without the name of the program.
 ///
 /// # Errors
 /// Level 1 cannot be started or is lost.
-pub fn run(arguments: &[OsString], api_socket: Option<&Path>) -> Result<u8, NestedError> {
+pub fn run(arguments: &[OsString], told: Inside<'_>) -> Result<u8, NestedError> {
     let nested = Nested::find()?;
     // Before any thread is started: all of them must have the signals blocked.
     let signals = Signals::block(&SIGNALS).map_err(NestedError::Local)?;
@@ -51,7 +59,10 @@ pub fn run(arguments: &[OsString], api_socket: Option<&Path>) -> Result<u8, Nest
     let ended = Arc::new(AtomicBool::new(false));
     let mut arguments = arguments.to_vec();
     let mut _socket = None;
-    if let Some(path) = api_socket {
+    if let Some(dir) = told.state {
+        arguments = with_option(&arguments, "--state", machine::live_path(dir).as_os_str());
+    }
+    if let Some(path) = told.api_socket {
         let inside = Path::new(machine::SOCKET_DIR).join(format!("{}.sock", std::process::id()));
         arguments = with_option(&arguments, "--api-socket", inside.as_os_str());
         _socket = Some(forward(path, inside, client.clone(), ended.clone())?);
@@ -67,7 +78,7 @@ pub fn run(arguments: &[OsString], api_socket: Option<&Path>) -> Result<u8, Nest
 /// Level 1 cannot be started or is lost, or inside: the command cannot be started.
 pub fn inside(arguments: &[OsString]) -> Result<u8, NestedError> {
     if !crate::host::is_inside() {
-        return run(arguments, None);
+        return run(arguments, Inside::default());
     }
     let [_, program, rest @ ..] = arguments else { return Ok(2) };
     let source = Command::new(program).args(rest).exec();
