@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::bus::{EventBus, HISTORY, Next, Subscription};
 pub use self::error::{Error, ErrorCode};
-pub use self::event::{Access, ClearedBy, Direction, Event, Record, RemovalStep, TrapDecision};
+pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
 pub use self::poison::round_ranges;
 pub use self::reply::{
     MachineInfo, MachineState, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,

@@ -74,6 +74,22 @@ pub enum TrapDecision {
     Retry,
 }
 
+/// Who raised an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MceOrigin {
+    /// The vCPU itself: it consumed poison.
+    Access,
+    /// Another vCPU: its error is broadcast, and there is nothing of it in this one's banks.
+    Broadcast,
+    /// A request to the API.
+    Request,
+    /// The guest, by its firmware's error injection (EINJ).
+    Injection,
+    /// The host: its own memory is bad.
+    Host,
+}
+
 /// A step of a removal. Not every removal goes through all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -185,6 +201,40 @@ pub enum Event {
         misc: Address,
         /// `MCG_STATUS`.
         mcg_status: Address,
+        /// Who raised it.
+        origin: MceOrigin,
+    },
+    /// An error was put into a bank, and no machine check raised: the guest finds it when it polls.
+    MceLogged {
+        /// The vCPU's number.
+        vcpu: u32,
+        /// The bank that holds the error.
+        bank: u8,
+        /// `MCi_STATUS`.
+        status: Address,
+        /// `MCi_ADDR`.
+        address: Address,
+        /// `MCi_MISC`.
+        misc: Address,
+        /// Who raised it.
+        origin: MceOrigin,
+    },
+    /// A machine check came to a vCPU that could not take it, and shut it down.
+    MceShutdown {
+        /// The vCPU's number.
+        vcpu: u32,
+        /// The bank that holds the error.
+        bank: u8,
+        /// `MCi_STATUS`.
+        status: Address,
+        /// `MCi_ADDR`.
+        address: Address,
+        /// `MCi_MISC`.
+        misc: Address,
+        /// Who raised it.
+        origin: MceOrigin,
+        /// Why it could not be taken.
+        cause: String,
     },
     /// A device's DMA met poison; its request failed.
     DmaPoisoned {

@@ -1,9 +1,11 @@
 //! Faults: what happens when a guest touches memory that is poisoned or gone.
 
 mod copy;
+mod deliver;
 mod inject;
 mod stale;
 mod trap;
 
+pub use deliver::{Delivered, InjectError, Injection, Injector, Turn, What};
 pub use stale::StaleLog;
 pub use trap::{Progress, TrapError, Traps};

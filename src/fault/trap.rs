@@ -11,14 +11,14 @@ use kvm_bindings::kvm_vcpu_events;
 use thiserror::Error;
 
 use super::copy::carry_out;
-use super::inject::{request_again, take_back_events};
+use super::deliver::{Delivered, Injection, Injector};
 use super::stale::StaleLog;
-use crate::command::{Access, Direction, Event, EventBus, TrapDecision};
+use crate::command::{Access, Direction, Event, EventBus, MceOrigin, TrapDecision};
 use crate::kvm::{Baton, KvmError, RunError, Step, Stopped, Vcpu, VcpuExitKind};
 use crate::memory::{AddressSpace, MapError, PAGE_SIZE, Region};
 use crate::x86::bulk::bulk;
 use crate::x86::decide::{Consumed, Hit, intersects};
-use crate::x86::mca::{Consequence, ErrorClass, MachineError, McaState};
+use crate::x86::mca::{ErrorClass, MachineError, McaState};
 use crate::x86::operands::{self, AccessKind, Delivery, Operands, Reason, delivery_accesses};
 use crate::x86::physical::{PhysicalAccess, PhysicalAccesses, physical_accesses};
 use crate::x86::state::CpuState;
@@ -91,6 +91,8 @@ pub struct Traps {
     pub physical_bits: u8,
     /// Layout of the XSAVE area of the guest.
     pub xsave: XsaveLayout,
+    /// Who raises machine checks.
+    pub injector: Injector,
 }
 
 /// What one instruction touches.
@@ -313,37 +315,11 @@ impl Traps {
             Direction::Fetch => ErrorClass::Fetch,
             _ => ErrorClass::Load,
         };
-        let raised = mca.raise(&MachineError::line(class, consumed.line), touch.state.sregs.cr4);
-        match raised.consequence {
-            Consequence::MachineCheck => {
-                let mut events = vcpu.events()?;
-                let taken = take_back_events(&mut events);
-                if let Some(vector) = taken.interrupt {
-                    let mut lapic = vcpu.lapic()?;
-                    request_again(&mut lapic, vector);
-                    vcpu.set_lapic(&lapic)?;
-                }
-                if let Some(vector) = taken.exception {
-                    tracing::debug!(vector, "an exception gave way to a machine check");
-                }
-                vcpu.set_events(&events)?;
-                vcpu.wake()?;
-                self.events.publish(Event::MceDelivered {
-                    vcpu: vcpu.id(),
-                    bank: raised.bank,
-                    status: raised.status.into(),
-                    address: raised.address.into(),
-                    misc: raised.misc.into(),
-                    mcg_status: raised.mcg_status.into(),
-                });
-                Ok(None)
-            }
-            Consequence::Shutdown(cause) => {
-                tracing::warn!(vcpu = vcpu.id(), %cause, "a machine check shuts a processor down");
-                Ok(Some(VcpuExitKind::Shutdown))
-            }
-            Consequence::Logged | Consequence::CorrectedInterrupt => Ok(None),
-        }
+        let error = MachineError::line(class, consumed.line);
+        Ok(match self.injector.deliver(vcpu, mca, Injection::error(error, MceOrigin::Access))? {
+            Delivered::MachineCheck | Delivered::Logged => None,
+            Delivered::Shutdown(_) => Some(VcpuExitKind::Shutdown),
+        })
     }
 
     /// Reports what the instruction touches of departed memory. `run` is the length of a run of iterations that is

@@ -22,6 +22,18 @@ struct Gate {
     kick: Mutex<Option<Kick>>,
 }
 
+impl Gate {
+    /// Whether the vCPU runs.
+    fn kick_if_running(&self) -> bool {
+        let running = self.running.load(Ordering::SeqCst);
+        if running && let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {
+            // SAFETY: a thread takes its kick out, under this lock, before it ends.
+            unsafe { kick.send() };
+        }
+        running
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     held: bool,
@@ -110,6 +122,13 @@ impl Baton {
         self.kick_running();
     }
 
+    /// Gets vCPU `cpu` out of KVM_RUN, if it is there, or keeps it from entering; it comes back at once.
+    pub fn kick(&self, cpu: usize) {
+        if let Some(gate) = self.gates.get(cpu) {
+            gate.kick_if_running();
+        }
+    }
+
     /// Whether [`Self::stop`] was called.
     pub fn stopping(&self) -> bool {
         self.state().stopping
@@ -125,13 +144,7 @@ impl Baton {
     fn kick_running(&self) -> bool {
         let mut any = false;
         for gate in &self.gates {
-            if gate.running.load(Ordering::SeqCst) {
-                any = true;
-                if let Some(kick) = &*gate.kick.lock().unwrap_or_else(PoisonError::into_inner) {
-                    // SAFETY: a thread takes its kick out, under this lock, before it ends.
-                    unsafe { kick.send() };
-                }
-            }
+            any |= gate.kick_if_running();
         }
         any
     }

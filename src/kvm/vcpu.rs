@@ -152,12 +152,14 @@ pub struct Vcpu {
     fd: VcpuFd,
     timer: Option<KickTimer>,
     counts: Arc<ExitCounts>,
+    /// The last exit is completed by the next KVM_RUN.
+    unfinished: bool,
 }
 
 impl Vcpu {
     /// Wraps vCPU `id`.
     pub fn new(id: u32, fd: VcpuFd, counts: Arc<ExitCounts>) -> Self {
-        Self { id, fd, timer: None, counts }
+        Self { id, fd, timer: None, counts, unfinished: false }
     }
 
     /// The vCPU's number, which is its APIC id.
@@ -198,7 +200,34 @@ impl Vcpu {
             },
         };
         self.counts.count(&exit);
+        self.unfinished = matches!(
+            exit,
+            VcpuExitKind::Io { .. }
+                | VcpuExitKind::Mmio { .. }
+                | VcpuExitKind::ReadMsr { .. }
+                | VcpuExitKind::WriteMsr { .. }
+        );
         Ok(exit)
+    }
+
+    /// Whether KVM still has to finish the instruction of the last exit: only afterwards do registers and events
+    /// belong to a boundary of instructions.
+    pub fn unfinished(&self) -> bool {
+        self.unfinished
+    }
+
+    /// Lets KVM finish the instruction of the last exit and no more. The answer is another exit, which is to be
+    /// served, or [`VcpuExitKind::Interrupted`].
+    pub fn finish(&mut self) -> Result<VcpuExitKind, RunError> {
+        self.fd.get_kvm_run().immediate_exit = 1;
+        self.run()
+    }
+
+    /// Interrupts KVM_RUN in `milliseconds`, if the vCPU has been tied to this thread.
+    pub fn interrupt_within(&self, milliseconds: u32) {
+        if let Some(timer) = &self.timer {
+            timer.arm(milliseconds);
+        }
     }
 
     /// Executes one instruction, or one iteration of a string instruction, with interrupts held off.

@@ -28,7 +28,7 @@ use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
 use crate::config::{self, CheckedPmem, Place};
-use crate::fault::{StaleLog, Traps};
+use crate::fault::{Injector, StaleLog, Traps};
 use crate::host::probe;
 use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, Vm};
 use crate::layout::{Layout, LayoutError, UnitRequest};
@@ -343,7 +343,9 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         }
         vcpus.push((vcpu, McaState::new(mca)));
     }
+    let injector = Injector::new(mca, config.cpus, baton.clone(), spec.events.clone());
     let traps = Arc::new(Traps {
+        injector,
         space,
         baton: baton.clone(),
         events: spec.events,

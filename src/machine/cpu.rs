@@ -7,7 +7,7 @@ use std::time::Duration;
 use aconite_devices::bus::{Bus, Effect, Effects};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::fault::{Progress, TrapError, Traps};
+use crate::fault::{Injector, Progress, TrapError, Traps, Turn};
 use crate::kvm::{Baton, Kick, RunError, Stopped, Vcpu, VcpuExitKind};
 use crate::x86::mca::McaState;
 
@@ -87,6 +87,8 @@ pub struct Cpu {
     pub ports: Arc<Bus>,
     /// Devices in memory.
     pub mmio: Arc<Bus>,
+    /// What waits for this vCPU.
+    pub injector: Injector,
     /// Who serves accesses to guarded memory.
     pub traps: Arc<Traps>,
     /// How traps go on.
@@ -111,7 +113,7 @@ impl Cpu {
             if waited >= NOTICED_PAUSE {
                 self.vcpu.was_paused();
             }
-            let exit = self.vcpu.run();
+            let exit = self.go(id);
             self.baton.leave(id);
             let end = match exit {
                 Ok(exit) => self.serve(exit),
@@ -124,6 +126,27 @@ impl Cpu {
         }
         self.baton.set_kick(id, None);
         Kick::forget_this_thread();
+    }
+
+    /// Runs the guest; before that, delivers what waits for this vCPU at the next boundary of instructions.
+    fn go(&mut self, id: usize) -> Result<VcpuExitKind, RunError> {
+        while self.injector.waiting(self.vcpu.id()) {
+            if self.vcpu.unfinished() {
+                return self.vcpu.finish();
+            }
+            self.baton.leave(id);
+            let turn = self.injector.deliver_waiting(&self.vcpu, &mut self.mca)?;
+            if turn == Turn::Shutdown {
+                return Ok(VcpuExitKind::Shutdown);
+            }
+            if self.baton.enter(id).is_err() {
+                return Ok(VcpuExitKind::Interrupted);
+            }
+            if turn == Turn::Later {
+                break;
+            }
+        }
+        self.vcpu.run()
     }
 
     fn end(&self, end: CpuEnd) {

@@ -229,6 +229,7 @@ impl Machine {
                 baton: self.built.baton.clone(),
                 ports: self.built.ports.clone(),
                 mmio: self.built.mmio.clone(),
+                injector: self.built.traps.injector.clone(),
                 traps: self.built.traps.clone(),
                 progress: Progress::default(),
                 mailbox: self.mailbox.clone(),

@@ -55,6 +55,19 @@ impl MachineError {
     }
 }
 
+/// Which processors get a machine check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// As the guest's machine-check architecture has it: always local on AMD, and on Intel if the guest has enabled
+    /// local machine checks; otherwise broadcast.
+    Architecture,
+    /// The one that has the error alone. On Intel without local machine checks no hardware does this, and Linux
+    /// waits in vain for the others.
+    Local,
+    /// All of them, as on Intel without local machine checks.
+    Broadcast,
+}
+
 /// An error in the form of registers: what an expert may also write himself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BankRecord {
@@ -149,17 +162,5 @@ impl MachineError {
             mcg_status = Some(MCG_EIPV);
         }
         BankRecord { bank, status, address: 0, misc: 0, mcg_status }
-    }
-
-    /// What the other processors log when a machine check is broadcast: signalled, nothing asked of them, no address
-    /// of their own. Their program counters have nothing to do with the error.
-    pub fn bystander_record(&self, config: &McaConfig) -> BankRecord {
-        let culprit = self.record(config, false);
-        BankRecord {
-            status: culprit.status & !AR,
-            address: 0,
-            mcg_status: culprit.mcg_status.map(|bits| bits & !MCG_EIPV),
-            ..culprit
-        }
     }
 }

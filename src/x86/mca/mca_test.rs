@@ -40,8 +40,12 @@ fn state(config: McaConfig) -> McaState {
     state
 }
 
+fn raise_error(state: &mut McaState, error: &MachineError, cr4: u64) -> Raised {
+    state.raise_record(state.record(error, Reach::Architecture), Reach::Architecture, cr4)
+}
+
 fn raise(state: &mut McaState, class: ErrorClass) -> Raised {
-    state.raise(&MachineError::line(class, ADDRESS), CR4_MCE)
+    raise_error(state, &MachineError::line(class, ADDRESS), CR4_MCE)
 }
 
 #[test]
@@ -117,13 +121,28 @@ fn without_lmce_enabled_by_the_guest_everybody_is_told() {
     let config = intel(true);
     let mut culprit = McaState::new(config);
     let error = MachineError::line(ErrorClass::Load, ADDRESS);
-    let raised = culprit.raise(&error, CR4_MCE);
+    let raised = raise_error(&mut culprit, &error, CR4_MCE);
     assert!(raised.broadcast && raised.mcg_status == 7);
     let mut other = McaState::new(config);
-    let told = other.raise_bystander(&error, CR4_MCE);
-    assert_eq!((told.status, told.address, told.mcg_status), (0xbd00_0000_0000_0134, 0, 5));
-    assert_eq!(told.consequence, Consequence::MachineCheck);
-    assert!(!told.broadcast);
+    let told = other.raise_bystander(CR4_MCE);
+    assert_eq!((told.status, told.address, told.mcg_status), (0, 0, 5));
+    assert_eq!((told.consequence, told.broadcast), (Consequence::MachineCheck, false));
+    let again = other.raise_bystander(CR4_MCE).consequence;
+    assert_eq!(again, Consequence::Shutdown(ShutdownCause::InProgress));
+}
+
+#[test]
+fn how_far_an_error_goes_can_be_said() {
+    for config in [smca(), intel(true), intel(false)] {
+        let error = MachineError::line(ErrorClass::Load, ADDRESS);
+        for (reach, broadcast) in [(Reach::Local, false), (Reach::Broadcast, true)] {
+            let mut state = state(config);
+            let record = state.record(&error, reach);
+            let raised = state.raise_record(record, reach, CR4_MCE);
+            let local = config.lmce && reach == Reach::Local;
+            assert_eq!((raised.broadcast, raised.mcg_status & MCG_LMCES != 0), (broadcast, local));
+        }
+    }
 }
 
 #[test]
@@ -140,7 +159,7 @@ fn shutdown_when_in_progress_or_not_enabled() {
         assert_eq!((later.consequence, later.status & OVER), (Consequence::MachineCheck, 0));
 
         let mut deaf = state(config);
-        let raised = deaf.raise(&MachineError::line(ErrorClass::Load, ADDRESS), 0);
+        let raised = raise_error(&mut deaf, &MachineError::line(ErrorClass::Load, ADDRESS), 0);
         assert_eq!(raised.consequence, Consequence::Shutdown(ShutdownCause::NotEnabled));
         assert_ne!(raised.status & VAL, 0, "the next boot finds it");
         assert_eq!(raised.mcg_status, 0);
@@ -172,7 +191,7 @@ fn worse_errors_displace_lesser_ones() {
         for (step, &class) in classes.iter().enumerate() {
             let error = MachineError::line(class, 0x1000 * (step as u64 + 1));
             let record = BankRecord { bank: 1, ..error.record(&config, true) };
-            last = Some(state.raise_record(record, CR4_MCE));
+            last = Some(state.raise_record(record, Reach::Local, CR4_MCE));
         }
         let last = last.unwrap();
         (last.address, last.status & OVER != 0, last.status & (S | AR))
@@ -326,7 +345,7 @@ proptest! {
         for (class, address, granularity, context_corrupt, overflow, handled) in errors {
             let in_progress = state.rdmsr(MCG_STATUS).unwrap() & MCG_MCIP != 0;
             let error = MachineError { class, address, granularity, context_corrupt, overflow };
-            let raised = state.raise(&error, CR4_MCE);
+            let raised = raise_error(&mut state, &error, CR4_MCE);
             prop_assert_ne!(raised.status & VAL, 0);
             let expected = error.record(&config, state.local());
             prop_assert!(raised.address == expected.address || raised.status & OVER != 0 || config.cmci);
@@ -352,7 +371,7 @@ proptest! {
         misc in any::<u64>(), mcg_status in any::<Option<u64>>(), cr4 in any::<u64>(),
     ) {
         let mut state = McaState::new(all()[which]);
-        let raised = state.raise_record(BankRecord { bank, status, address, misc, mcg_status }, cr4);
+        let raised = state.raise_record(BankRecord { bank, status, address, misc, mcg_status }, Reach::Architecture, cr4);
         prop_assert!(raised.bank < state.config().banks());
     }
 }

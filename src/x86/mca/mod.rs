@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::cpuid::Vendor;
 
 pub use bank::status;
-pub use error::{BankRecord, ErrorClass, MachineError};
+pub use error::{BankRecord, ErrorClass, MachineError, Reach};
 pub use state::{Consequence, GeneralProtection, McaState, Raised, ShutdownCause};
 
 /// IA32_MCG_CAP: what there is.

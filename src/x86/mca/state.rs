@@ -8,7 +8,7 @@ use super::bank::{Bank, CONFIG_WRITABLE};
 use super::{
     BankRecord, FEATURE_CONTROL, Flavour, HWCR, MC0_CTL, MC0_CTL2, MC4_MISC1, MCA_INTERRUPT_CONFIG, MCG_CAP,
     MCG_CTL, MCG_EIPV, MCG_EXT_CTL, MCG_LMCES, MCG_MCIP, MCG_RIPV, MCG_STATUS, MachineError, McaConfig,
-    SMCA_MC0_CTL,
+    Reach, SMCA_MC0_CTL,
 };
 
 /// The access raises #GP(0) in the guest.
@@ -289,23 +289,48 @@ impl McaState {
         Ok(())
     }
 
-    /// Logs an error that happened in this vCPU, whose CR4 is given.
-    pub fn raise(&mut self, error: &MachineError, cr4: u64) -> Raised {
-        let local = self.local();
-        let mut raised = self.raise_record(error.record(&self.config, local), cr4);
-        raised.broadcast = !local && raised.consequence == Consequence::MachineCheck;
-        raised
+    /// The registers that `error` writes in this vCPU when it goes as far as `reach` says.
+    pub fn record(&self, error: &MachineError, reach: Reach) -> BankRecord {
+        error.record(&self.config, self.local() && reach != Reach::Broadcast)
     }
 
-    /// Logs in this vCPU an error that happened in another one and is broadcast.
-    pub fn raise_bystander(&mut self, error: &MachineError, cr4: u64) -> Raised {
-        self.raise_record(error.bystander_record(&self.config), cr4)
+    /// Takes another vCPU's error, which is broadcast: a machine check whose program counter has nothing to do with
+    /// the error (SDM volume 3, 17.6.4.1). No bank is shared between processors here, so nothing is logged.
+    pub fn raise_bystander(&mut self, cr4: u64) -> Raised {
+        let consequence = self.interrupt(MCG_RIPV, cr4);
+        self.raised(consequence, false, 0)
     }
 
-    /// Logs an error in the form of registers; a bank that does not exist counts as the last one.
+    /// What a machine check does to this vCPU; if it can be taken, MCG_STATUS says so.
+    fn interrupt(&mut self, mcg_status: u64, cr4: u64) -> Consequence {
+        if self.mcg_status & MCG_MCIP != 0 {
+            Consequence::Shutdown(ShutdownCause::InProgress)
+        } else if cr4 & CR4_MCE == 0 {
+            Consequence::Shutdown(ShutdownCause::NotEnabled)
+        } else {
+            self.mcg_status = mcg_status | MCG_MCIP;
+            Consequence::MachineCheck
+        }
+    }
+
+    fn raised(&self, consequence: Consequence, broadcast: bool, index: usize) -> Raised {
+        let bank = &self.banks[index];
+        Raised {
+            consequence,
+            broadcast,
+            bank: index as u8,
+            status: bank.status,
+            address: bank.addr,
+            misc: bank.misc,
+            mcg_status: self.mcg_status,
+        }
+    }
+
+    /// Logs an error that happened in this vCPU, whose CR4 is given; a bank that does not exist counts as the last
+    /// one.
     ///
     /// The log comes first: the next boot finds what a shutdown leaves in the bank.
-    pub fn raise_record(&mut self, record: BankRecord, cr4: u64) -> Raised {
+    pub fn raise_record(&mut self, record: BankRecord, reach: Reach, cr4: u64) -> Raised {
         let index = usize::from(record.bank).min(self.banks.len().saturating_sub(1));
         let reporting = match self.config.flavour {
             Flavour::Intel => self.mcg_ctl != 0,
@@ -324,27 +349,15 @@ impl McaState {
             consequence = Consequence::CorrectedInterrupt;
         }
         if let Some(bits) = record.mcg_status.filter(|_| enabled) {
-            consequence = if self.mcg_status & MCG_MCIP != 0 {
-                Consequence::Shutdown(ShutdownCause::InProgress)
-            } else if cr4 & CR4_MCE == 0 {
-                Consequence::Shutdown(ShutdownCause::NotEnabled)
-            } else {
-                Consequence::MachineCheck
+            consequence = self.interrupt(bits, cr4);
+        }
+        let broadcast = consequence == Consequence::MachineCheck
+            && match reach {
+                Reach::Architecture => !self.local(),
+                Reach::Local => false,
+                Reach::Broadcast => true,
             };
-            if consequence == Consequence::MachineCheck {
-                self.mcg_status = bits | MCG_MCIP;
-            }
-        }
-        let bank = &self.banks[index];
-        Raised {
-            consequence,
-            broadcast: false,
-            bank: index as u8,
-            status: bank.status,
-            address: bank.addr,
-            misc: bank.misc,
-            mcg_status: self.mcg_status,
-        }
+        self.raised(consequence, broadcast, index)
     }
 }
 
