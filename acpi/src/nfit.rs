@@ -110,6 +110,11 @@ impl DimmFlags {
         Self(self.0 | other.0)
     }
 
+    /// Whether all flags of the other set are in this one.
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
     /// The flags as the table holds them.
     pub const fn bits(self) -> u16 {
         self.0

@@ -85,6 +85,18 @@ pub mod mailbox {
     pub const RESULT_UNSUPPORTED: u32 = 1;
 }
 
+/// Status that `_LSI`, `_LSR` and `_LSW` return first (ACPI 6.5, 6.5.10).
+pub mod label_status {
+    /// The call did what it says.
+    pub const SUCCESS: u32 = 0;
+    /// The call failed.
+    pub const FAILURE: u32 = 1;
+    /// Offset or length are not in the area, or more than one transfer carries.
+    pub const INVALID_INPUT: u32 = 2;
+    /// The label area is locked.
+    pub const LOCKED: u32 = 3;
+}
+
 /// What a mailbox call asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -95,6 +107,13 @@ pub enum Call {
     DimmDsm = 2,
     /// `_FIT` on the NVDIMM root device: NFIT sub-tables without the table's header.
     Fit = 3,
+    /// `_LSI` on the DIMM (ACPI 6.5, 6.5.10.1). Output: u32 status, u32 size of the label area, u32 most bytes of
+    /// one transfer.
+    LabelInformation = 4,
+    /// `_LSR` on the DIMM (ACPI 6.5, 6.5.10.2). Input: u64 offset, u64 length. Output: u32 status, the bytes.
+    LabelRead = 5,
+    /// `_LSW` on the DIMM (ACPI 6.5, 6.5.10.3). Input: u64 offset, u64 length, the bytes. Output: u32 status.
+    LabelWrite = 6,
 }
 
 impl Call {
@@ -104,6 +123,9 @@ impl Call {
             1 => Some(Self::RootDsm),
             2 => Some(Self::DimmDsm),
             3 => Some(Self::Fit),
+            4 => Some(Self::LabelInformation),
+            5 => Some(Self::LabelRead),
+            6 => Some(Self::LabelWrite),
             _ => None,
         }
     }
@@ -256,10 +278,10 @@ mod tests {
 
     #[test]
     fn call_codes_survive_decoding() {
-        for call in [Call::RootDsm, Call::DimmDsm, Call::Fit] {
-            assert_eq!(Call::from_code(call.code()), Some(call));
+        for code in 1..=6 {
+            assert_eq!(Call::from_code(code).map(Call::code), Some(code));
         }
         assert_eq!(Call::from_code(0), None);
-        assert_eq!(Call::from_code(4), None);
+        assert_eq!(Call::from_code(7), None);
     }
 }

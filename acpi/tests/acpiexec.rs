@@ -172,6 +172,62 @@ fn unknown_calls_return_what_acpi_wants() {
     assert_eq!(integer(&text, "\\_SB.NV00.CODE"), [Call::Fit.code().into()]);
 }
 
+/// Values of fields of the output, as the model would write them.
+const LABEL_OUTPUT: [(&str, u64); 2] = [("\\_SB_.NV01.OLEN", 12), ("\\_SB_.NV01.RSLT", 0)];
+
+#[test]
+fn label_methods_pass_offset_length_and_bytes() {
+    let text = execute(
+        &LABEL_OUTPUT,
+        &[
+            "evaluate \\_SB.NV01.NVDR.D000._LSW 0x200 3 (AA BB CC)",
+            "evaluate \\_SB.NV01.CODE",
+            "evaluate \\_SB.NV01.ILEN",
+            "evaluate \\_SB.NV01.IBUF",
+        ],
+    );
+    clean(&text);
+    let value = |field: &str| integer(&text, &format!("\\_SB.NV01.{field}"))[0];
+    assert_eq!((value("CODE"), value("ILEN")), (Call::LabelWrite.code().into(), 19));
+    let input = &values(&text, "\\_SB.NV01.IBUF")[0];
+    assert!(input.contains("0000: 00 02 00 00 00 00 00 00 03 00 00 00 00 00 00 00"), "{input}");
+    assert!(input.contains("0010: AA BB CC 00"), "{input}");
+    assert_eq!(integer(&text, "\\_SB.NV01.NVDR.D000._LSW"), [0]);
+}
+
+#[test]
+fn label_methods_return_packages() {
+    let text =
+        execute(&LABEL_OUTPUT, &["evaluate \\_SB.NV01.NVDR.D000._LSR 0x100 8", "evaluate \\_SB.NV01.ILEN"]);
+    clean(&text);
+    let read = &values(&text, "\\_SB.NV01.NVDR.D000._LSR")[0];
+    assert!(read.starts_with("[Package] Contains 2 Elements: [Integer] = 0000000000000000"), "{read}");
+    assert!(read.contains("[Buffer] Length 08"), "{read}");
+    assert_eq!(integer(&text, "\\_SB.NV01.ILEN"), [16]);
+    let text = execute(&LABEL_OUTPUT, &["evaluate \\_SB.NV01.NVDR.D000._LSI"]);
+    clean(&text);
+    let information = &values(&text, "\\_SB.NV01.NVDR.D000._LSI")[0];
+    assert_eq!(information.matches("[Integer]").count(), 3, "{information}");
+}
+
+#[test]
+fn label_methods_of_a_model_without_an_area_fail() {
+    let text = execute(
+        &[("\\_SB_.NV01.RSLT", 1)],
+        &[
+            "evaluate \\_SB.NV01.NVDR.D000._LSI",
+            "evaluate \\_SB.NV01.NVDR.D000._LSR 0 16",
+            "evaluate \\_SB.NV01.NVDR.D000._LSW 0 1 (01)",
+        ],
+    );
+    clean(&text);
+    assert_eq!(integer(&text, "\\_SB.NV01.NVDR.D000._LSW"), [1]);
+    for method in ["_LSI", "_LSR"] {
+        let package = &values(&text, &format!("\\_SB.NV01.NVDR.D000.{method}"))[0];
+        assert!(package.contains("Elements: [Integer] = 0000000000000001"), "{method}: {package}");
+    }
+}
+
 #[test]
 fn firmware_events_notify_their_targets() {
     let targets = [

@@ -39,7 +39,8 @@ pub struct MachineArgs {
         long,
         value_name = "KEY=VALUE,...",
         help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N]\
-                [,readonly=on|off][,at=ADDRESS]"
+                [,readonly=on|off][,at=ADDRESS]\
+                [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]"
     )]
     pub pmem: Vec<String>,
     /// What may arrive while the machine runs: nfit=N,size=SIZE

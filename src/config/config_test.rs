@@ -97,7 +97,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,readnoly=on",
-            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, at",
+            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, at, family, labels, flags",
         ),
         (
             "--pmem size=1000",
@@ -133,12 +133,12 @@ fn mistakes_name_thing_value_and_remedy() {
             "Wrong --pmem channel door: there is no such channel; give channel=container or channel=none",
         ),
         (
-            "--pmem size=1G,labels=init",
-            "Wrong --pmem labels init: this is not implemented in this version; leave it out: the device has no label area and is one namespace",
+            "--pmem size=1G,id=p0,family=hpe",
+            "Wrong --pmem p0: family hpe: there is no such family; give family=intel, family=msft or family=none",
         ),
         (
-            "--pmem size=1G,flags=not_armed",
-            "Wrong --pmem flags not_armed: this is not implemented in this version; leave it out: the device is healthy",
+            "--pmem size=1G,flags=not_armed+asleep",
+            "Wrong --pmem flags not_armed+asleep: \"asleep\" is no state of a DIMM; join words of save_fail, restore_fail, flush_fail, not_armed, smart_event, smart_notify, map_fail by +",
         ),
         (
             "--pmem size=1G,node=x",
@@ -416,15 +416,25 @@ fn inserted_devices_are_checked_like_others() {
 fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
     let channel = prop::option::of(prop_oneof![Just(Channel::Container), Just(Channel::None)]);
     let place = prop::option::of((1u64..100).prop_map(|g| Place::Address((g << 30).into())));
-    (any::<bool>(), 1u64..5000, channel, prop::option::of(0u32..9), any::<bool>(), place).prop_map(
-        move |(file, size, channel, node, readonly, at)| {
+    let family = prop_oneof![Just(Family::Intel), Just(Family::Microsoft), Just(Family::None)];
+    let labels = prop_oneof![
+        Just(Labels::Kept),
+        Just(Labels::Init),
+        Just(Labels::None),
+        Just(Labels::File("a,b".into()))
+    ];
+    let flags = prop_oneof![Just(StateFlags::default()), Just("not_armed+map_fail".parse().unwrap())];
+    let dimm = (family, labels, flags);
+    (any::<bool>(), 1u64..5000, channel, prop::option::of(0u32..9), any::<bool>(), place, dimm).prop_map(
+        move |(file, size, channel, node, readonly, at, (family, labels, flags))| {
             let size = Size(size * 2 * MIB);
             let source = if file {
                 PmemSource::File { path: format!("/tmp/a,{index}.img").into(), size: Some(size) }
             } else {
                 PmemSource::Memory(size)
             };
-            Pmem { id: format!("p{index}"), source, via: Via::Nfit, channel, node, readonly, at }
+            let id = format!("p{index}");
+            Pmem { source, channel, node, readonly, at, family, labels, flags, ..Pmem::memory(id, size) }
         },
     )
 }
@@ -471,7 +481,7 @@ proptest! {
 
     #[test]
     fn nearly_right_texts_do_not_panic(
-        text in "((file|size|id|via|channel|node|readonly|at|labels)=(1G|0x10|p0|on|nfit|,,|none|18446744073709551615T|-1)?,?){0,6}"
+        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags)=(1G|0x10|msft|map_fail|init|p0|on|nfit|,,|none|18446744073709551615T|-1)?,?){0,6}"
     ) {
         if let Ok(pmem) = Pmem::parse("--pmem", &text) {
             let _ = validate_insert(&pmem, &[]);

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use super::dimm::Labels;
 use super::error::{ConfigError, Warning};
 use super::image::{self, KernelImage};
 use super::validate::{check_size, refuse_overlaps, same_file};
@@ -127,6 +128,9 @@ impl Pmem {
         option: &str,
         warnings: &mut Vec<Warning>,
     ) -> Result<(CheckedPmem, Option<(u64, u64)>), ConfigError> {
+        if let Labels::File(path) = &self.labels {
+            regular_file(&format!("{option}: labels"), path)?;
+        }
         let (path, size) = match &self.source {
             PmemSource::Memory(size) => return Ok((CheckedPmem { size: *size, create: false }, None)),
             PmemSource::File { path, size } => (path, *size),

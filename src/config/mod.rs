@@ -11,6 +11,7 @@
 //!
 //! Defaults stand in [`Machine::default`] and nowhere else. A feature that is not implemented is refused by name.
 
+mod dimm;
 mod error;
 mod file;
 mod host;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::dimm::{Family, Labels, StateFlags};
 pub use self::error::{ConfigError, Warning, nearest};
 pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::dimm::{Family, Labels, StateFlags, flag_names};
 use super::error::ConfigError;
 use super::keyvalue::KeyValues;
 use super::switch::Switch;
@@ -105,6 +106,12 @@ pub struct Pmem {
     pub readonly: bool,
     /// Where it goes. Default: the next free place that is aligned so that Linux maps it with its largest pages.
     pub at: Option<Place>,
+    /// The functions of its DIMM. Default: Intel's.
+    pub family: Family,
+    /// Its label area. Default: what the last run left there, at first zeros.
+    pub labels: Labels,
+    /// The state of its DIMM. Default: healthy.
+    pub flags: StateFlags,
 }
 
 /// The keys of a device as they are written, in a list of the command line as in TOML and JSON.
@@ -136,16 +143,22 @@ pub struct PmemKeys {
     /// A guest-physical address, or (when inserting) the id of a departed device whose address is used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<Place>,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
+    /// The functions of the DIMM: "intel", the default, "msft" (labels by ACPI's own methods) or "none".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    family: Option<String>,
+    /// The label area: "init" writes an empty index where there is none, "none" leaves the area out, and anything else
+    /// is a file whose bytes it begins with. Default: what the last run left there, at first zeros.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     labels: Option<String>,
-    #[serde(default, skip_serializing)]
-    #[schemars(skip)]
+    /// State of the DIMM that firmware reports: save_fail, restore_fail, flush_fail, not_armed, smart_event,
+    /// smart_notify and map_fail, joined by "+". Default: none of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     flags: Option<String>,
 }
 
 /// The keys of `--pmem`, in the order of the documentation.
-const KEYS: [&str; 8] = ["file", "size", "id", "via", "channel", "node", "readonly", "at"];
+const KEYS: [&str; 11] =
+    ["file", "size", "id", "via", "channel", "node", "readonly", "at", "family", "labels", "flags"];
 
 impl Pmem {
     /// A device without a file, for callers that build machines themselves.
@@ -158,6 +171,9 @@ impl Pmem {
             node: None,
             readonly: false,
             at: None,
+            family: Family::default(),
+            labels: Labels::default(),
+            flags: StateFlags::default(),
         }
     }
 
@@ -180,6 +196,7 @@ impl Pmem {
             })?,
             readonly: list.take_switch("readonly")?.map(Switch),
             at: list.take("at")?,
+            family: list.take_text("family"),
             labels: list.take_text("labels"),
             flags: list.take_text("flags"),
         };
@@ -187,13 +204,21 @@ impl Pmem {
         Self::from_keys(option, keys)
     }
 
-    /// The same device with its file named from the root: the monitor may have another working directory than the
+    /// The same device with its files named from the root: the monitor may have another working directory than the
     /// one in which the request was typed.
     pub fn absolute(mut self) -> Self {
-        if let PmemSource::File { path, .. } = &mut self.source
-            && let Ok(whole) = std::path::absolute(&path)
-        {
-            *path = whole;
+        let bytes = match &mut self.source {
+            PmemSource::File { path, .. } => Some(path),
+            PmemSource::Memory(_) => None,
+        };
+        let labels = match &mut self.labels {
+            Labels::File(path) => Some(path),
+            _ => None,
+        };
+        for path in bytes.into_iter().chain(labels) {
+            if let Ok(whole) = std::path::absolute(&path) {
+                *path = whole;
+            }
         }
         self
     }
@@ -249,22 +274,37 @@ impl Pmem {
                 ));
             }
         };
-        if let Some(labels) = keys.labels {
-            return Err(ConfigError::not_implemented(
-                name("labels"),
-                labels,
-                "leave it out: the device has no label area and is one namespace",
-            ));
-        }
-        if let Some(flags) = keys.flags {
-            return Err(ConfigError::not_implemented(
-                name("flags"),
-                flags,
-                "leave it out: the device is healthy",
-            ));
-        }
+        let family = match keys.family.as_deref() {
+            None => Family::default(),
+            Some(text) => Family::from_name(text).ok_or_else(|| {
+                ConfigError::invalid(
+                    name("family"),
+                    text,
+                    "there is no such family",
+                    "give family=intel, family=msft or family=none",
+                )
+            })?,
+        };
+        let labels = match keys.labels.as_deref() {
+            None => Labels::Kept,
+            Some("init") => Labels::Init,
+            Some("none") => Labels::None,
+            Some(file) => Labels::File(file.into()),
+        };
+        let flags = match keys.flags.as_deref() {
+            None => StateFlags::default(),
+            Some(text) => text.parse().map_err(|problem| {
+                ConfigError::invalid(
+                    name("flags"),
+                    text,
+                    problem,
+                    format_args!("join words of {} by +", flag_names()),
+                )
+            })?,
+        };
         let readonly = keys.readonly.is_some_and(|switch| switch.0);
-        Ok(Self { id, source, via, channel, node: keys.node, readonly, at: keys.at })
+        let (node, at) = (keys.node, keys.at);
+        Ok(Self { id, source, via, channel, node, readonly, at, family, labels, flags })
     }
 }
 
@@ -291,8 +331,14 @@ impl From<Pmem> for PmemKeys {
             node: pmem.node,
             readonly: pmem.readonly.then_some(Switch(true)),
             at: pmem.at,
-            labels: None,
-            flags: None,
+            family: (pmem.family != Family::default()).then(|| pmem.family.name().to_owned()),
+            labels: match pmem.labels {
+                Labels::Kept => None,
+                Labels::Init => Some("init".to_owned()),
+                Labels::None => Some("none".to_owned()),
+                Labels::File(path) => Some(path.display().to_string()),
+            },
+            flags: (pmem.flags != StateFlags::default()).then(|| pmem.flags.to_string()),
         }
     }
 }

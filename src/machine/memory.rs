@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::chain;
+use super::dimm::{self, DimmError};
 use super::media::RegionMedia;
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
@@ -51,6 +52,9 @@ pub enum MemoryError {
     /// Its firmware.
     #[error(transparent)]
     Unit(#[from] UnitError),
+    /// Its DIMM.
+    #[error(transparent)]
+    Dimm(#[from] DimmError),
 }
 
 /// Where a unit may be.
@@ -157,6 +161,7 @@ impl MemoryDevices {
             size,
             firmware.fit(PERSISTENCE),
             media,
+            dimm::power_on(pmem)?,
         ))?;
         self.space.insert(region.clone())?;
         let slot = match self.vm.map(&region) {
@@ -501,7 +506,7 @@ pub fn firmware(pmem: &Pmem, size: u64, unit: usize, window: &Window) -> PmemUni
         range: AddressRange { base: window.range.start, size },
         proximity: window.node,
         serial: u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]),
-        flags: if pmem.readonly { DimmFlags::NOT_ARMED } else { DimmFlags::empty() },
+        flags: if pmem.readonly { pmem.flags.0.union(DimmFlags::NOT_ARMED) } else { pmem.flags.0 },
         flush_hint: true,
     }
 }

@@ -7,6 +7,7 @@ mod agent_port;
 mod build;
 mod console;
 mod cpu;
+mod dimm;
 mod media;
 mod memory;
 mod outcome;

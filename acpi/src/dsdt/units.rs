@@ -4,15 +4,17 @@
 //! Each unit has its own container and root, so that each can come and go by itself: Linux removes what is
 //! below an ACPI0004 container whose `_STA` is 0, and cannot remove part of what one root device has.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Acquire, Arg, BufferData, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, GreaterThan, If, Index, Local, Method, MethodCall, Mid, Mutex, Name, ONE,
-    ObjectType, OpRegion, OpRegionSpace, Path, Release, Return, SizeOf, Store, Uuid, ZERO,
+    Acquire, Arg, BufferData, Concat, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
+    FieldLockRule, FieldUpdateRule, GreaterThan, If, Index, LessThan, Local, Method, MethodCall, Mid, Mutex,
+    Name, ONE, ObjectType, OpRegion, OpRegionSpace, Package, Path, Release, Return, SizeOf, Store, ToInteger,
+    Uuid, ZERO,
 };
 
 use super::Body;
 use crate::layout::{MAILBOX_SIZE, mailbox_base, unit_base};
-use crate::platform::{Call, EventTarget, device_handle, mailbox, unit};
+use crate::platform::{Call, EventTarget, device_handle, label_status, mailbox, unit};
 
 /// `_DSM` of an NVDIMM root device (ACPI 6.5, 9.20.7).
 const ROOT_DSM_UUID: &str = "2f10e7a4-9e91-11e4-89d3-123b93f75cba";
@@ -42,6 +44,7 @@ pub(super) fn append(body: &mut Body, unit: u32) {
             &registers(unit),
             &mailbox_fields(unit),
             &Mutex::new("MBLK".into(), 0),
+            &buffer_call(),
             &mailbox_call(),
             &status(),
             &Method::new("_EJ0".into(), 1, false, vec![&Store::new(&Name::new_field_name("EJCT"), &ONE)]),
@@ -128,35 +131,50 @@ fn payload_field(input: [u8; 4], input_size: u64, output: [u8; 4], output_size: 
 /// `MCAL (call, UUID, revision, function, arguments)`: one call through the mailbox.
 ///
 /// The input is the first element of the package of arguments if that is a buffer, and empty otherwise (what
-/// is not a package, an empty package). Returns a buffer of exactly as many bytes as the model wrote, and an
-/// empty one if the model does not know the call.
+/// is not a package, an empty package).
 fn mailbox_call() -> Body {
-    let input_max = mailbox::INPUT_MAX as u32;
-    let output_max = mailbox::OUTPUT_MAX as u32;
-    let (call, uuid, revision, function, arguments) = (Arg(0), Arg(1), Arg(2), Arg(3), Arg(4));
-    let (input, length, output) = (Local(0), Local(1), Local(2));
-    let field = Name::new_field_name;
-    let empty = || BufferData::new(Vec::new());
+    let (arguments, input) = (Arg(4), Local(0));
     let mut body = Body::default();
     body.push(&Method::new(
         "MCAL".into(),
         5,
         false,
         vec![
-            &Store::new(&input, &empty()),
+            &Store::new(&input, &BufferData::new(Vec::new())),
             &If::new(
                 &Equal::new(&ObjectType::new(&arguments), &TYPE_PACKAGE),
                 vec![&If::new(
                     &GreaterThan::new(&SizeOf::new(&arguments), &ZERO),
                     vec![
-                        &Store::new(&Local(3), &DeRefOf::new(&Index::new(&ZERO, &arguments, &ZERO))),
+                        &Store::new(&Local(1), &DeRefOf::new(&Index::new(&ZERO, &arguments, &ZERO))),
                         &If::new(
-                            &Equal::new(&ObjectType::new(&Local(3)), &TYPE_BUFFER),
-                            vec![&Store::new(&input, &Local(3))],
+                            &Equal::new(&ObjectType::new(&Local(1)), &TYPE_BUFFER),
+                            vec![&Store::new(&input, &Local(1))],
                         ),
                     ],
                 )],
             ),
+            &Return::new(&MethodCall::new("MBUF".into(), vec![&Arg(0), &Arg(1), &Arg(2), &Arg(3), &input])),
+        ],
+    ));
+    body
+}
+
+/// `MBUF (call, UUID, revision, function, input)`: one call with a buffer as input.
+///
+/// Returns a buffer of exactly as many bytes as the model wrote, and an empty one if the model does not know the call.
+fn buffer_call() -> Body {
+    let input_max = mailbox::INPUT_MAX as u32;
+    let output_max = mailbox::OUTPUT_MAX as u32;
+    let (call, uuid, revision, function, input) = (Arg(0), Arg(1), Arg(2), Arg(3), Arg(4));
+    let (length, output) = (Local(1), Local(2));
+    let field = Name::new_field_name;
+    let mut body = Body::default();
+    body.push(&Method::new(
+        "MBUF".into(),
+        5,
+        false,
+        vec![
             &Store::new(&length, &SizeOf::new(&input)),
             &If::new(&GreaterThan::new(&length, &input_max), vec![&Store::new(&length, &input_max)]),
             &Acquire::new("MBLK".into(), 0xFFFF),
@@ -172,7 +190,7 @@ fn mailbox_call() -> Body {
                 vec![&Store::new(&field("ISHO"), &input)],
             )]),
             &Store::new(&field("DBEL"), &call),
-            &Store::new(&output, &empty()),
+            &Store::new(&output, &BufferData::new(Vec::new())),
             &If::new(
                 &Equal::new(&field("RSLT"), &mailbox::RESULT_OK),
                 vec![
@@ -192,6 +210,72 @@ fn mailbox_call() -> Body {
             &Release::new("MBLK".into()),
             &Return::new(&output),
         ],
+    ));
+    body
+}
+
+/// `_LSI`, `_LSR` and `_LSW` (ACPI 6.5, 6.5.10): the label area. Linux uses them on a DIMM whose `_DSM` family is one
+/// that it knows and is not Intel's (`acpi_nfit_add_dimm` in drivers/acpi/nfit/core.c).
+fn label_methods() -> Body {
+    let mut body = Body::default();
+    body.push(&Method::new("_LSI".into(), 0, false, vec![&information()]));
+    body.push(&Method::new("_LSR".into(), 2, false, vec![&read()]));
+    body.push(&Method::new("_LSW".into(), 3, false, vec![&write()]));
+    return body;
+
+    /// Package {status, size, most bytes of a transfer}.
+    fn information() -> Body {
+        let mut body = label_call(Call::LabelInformation, &BufferData::new(Vec::new()), 12);
+        body.push(&Store::new(&Local(2), &Package::new(vec![&ZERO, &ZERO, &ZERO])));
+        for field in 0..3u8 {
+            body.push(&Mid::new(&Local(0), &(field * 4), &4u8, &Local(1)));
+            body.push(&ToInteger::new(&Index::new(&ZERO, &Local(2), &field), &Local(1)));
+        }
+        body.push(&Return::new(&Local(2)));
+        body
+    }
+
+    /// Package {status, bytes}.
+    fn read() -> Body {
+        let mut body = Body::default();
+        body.push(&Concat::new(&Local(3), &Arg(0), &Arg(1)));
+        body.push(&label_call(Call::LabelRead, &Local(3), 4));
+        body.push(&Store::new(&Local(2), &Package::new(vec![&ZERO, &ZERO])));
+        body.push(&Mid::new(&Local(0), &ZERO, &4u8, &Local(1)));
+        body.push(&ToInteger::new(&Index::new(&ZERO, &Local(2), &ZERO), &Local(1)));
+        body.push(&Mid::new(&Local(0), &4u8, &SizeOf::new(&Local(0)), &Index::new(&ZERO, &Local(2), &ONE)));
+        body.push(&Return::new(&Local(2)));
+        body
+    }
+
+    /// Status.
+    fn write() -> Body {
+        let mut body = Body::default();
+        body.push(&Concat::new(&Local(2), &Arg(0), &Arg(1)));
+        body.push(&Concat::new(&Local(3), &Local(2), &Arg(2)));
+        body.push(&label_call(Call::LabelWrite, &Local(3), 4));
+        body.push(&Return::new(&ToInteger::new(&ZERO, &Local(0))));
+        body
+    }
+}
+
+/// Makes a call with `input` and leaves its output in Local0: at least `least` bytes, a failure and zeros if the model
+/// does not know the call.
+///
+/// Two integers concatenated are the sixteen bytes of both (ACPI 6.5, table 19.21), which is how callers make input.
+fn label_call(call: Call, input: &dyn Aml, least: u8) -> Body {
+    let mut failure = label_status::FAILURE.to_le_bytes().to_vec();
+    failure.resize(least.into(), 0);
+    let no_uuid = BufferData::new(vec![0; mailbox::UUID_SIZE as usize]);
+    let mut body = Body::default();
+    body.push(&Store::new(&Local(4), input));
+    body.push(&Store::new(
+        &Local(0),
+        &MethodCall::new("MBUF".into(), vec![&call.code(), &no_uuid, &ZERO, &ZERO, &Local(4)]),
+    ));
+    body.push(&If::new(
+        &LessThan::new(&SizeOf::new(&Local(0)), &least),
+        vec![&Store::new(&Local(0), &BufferData::new(failure))],
     ));
     body
 }
@@ -244,7 +328,11 @@ fn root(unit: u32) -> Body {
             &dsm(Call::RootDsm, Some(ROOT_DSM_UUID)),
             &Device::new(
                 "D000".into(),
-                vec![&Name::new("_ADR".into(), &device_handle(unit)), &dsm(Call::DimmDsm, None)],
+                vec![
+                    &Name::new("_ADR".into(), &device_handle(unit)),
+                    &dsm(Call::DimmDsm, None),
+                    &label_methods(),
+                ],
             ),
         ],
     ));

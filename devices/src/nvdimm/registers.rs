@@ -6,9 +6,10 @@ use aconite_acpi::layout::{MAX_UNITS, UNIT_SIZE};
 use aconite_acpi::platform::unit::{DOORBELL, EJECT, STATUS, STATUS_PRESENT};
 use aconite_acpi::platform::{self, mailbox as layout};
 
+use super::dimm::{label_information, label_read, label_write};
 use super::mailbox::{Call, reply};
+use super::root;
 use super::unit::{Unit, UnitTable};
-use super::{dimm, root};
 use crate::bus::{BusDevice, Effect, Effects};
 use crate::dma::Dma;
 
@@ -56,9 +57,13 @@ impl Units {
 
     /// The output of a call; `None` if there is no such call.
     fn answer(&self, unit: Option<&Unit>, code: u32, call: &Call) -> Option<Vec<u8>> {
+        let (request, dimm) = (call.request(), unit.map(Unit::dimm));
         let output = match platform::Call::from_code(code)? {
-            platform::Call::RootDsm => root::call(unit, &call.request()),
-            platform::Call::DimmDsm => dimm::call(unit, &call.request()),
+            platform::Call::RootDsm => root::call(unit, &request),
+            platform::Call::DimmDsm => dimm?.dsm(&request),
+            platform::Call::LabelInformation => Some(label_information(dimm)),
+            platform::Call::LabelRead => Some(label_read(dimm, request.input)),
+            platform::Call::LabelWrite => Some(label_write(dimm, request.input)),
             // A unit that has gone has no sub-tables.
             platform::Call::Fit => Some(unit.map(|unit| unit.fit().to_vec()).unwrap_or_default()),
         };

@@ -2,8 +2,10 @@ use aconite_acpi::layout::{MAILBOX_BASE, MAX_UNITS, mailbox_base};
 use aconite_acpi::platform::mailbox::{INPUT_MAX, OUTPUT_MAX, RESULT, RESULT_UNSUPPORTED};
 use proptest::prelude::*;
 
+use super::super::dimm::{Dimm, DimmConfig, Family, Forgetful, INTEL};
 use super::super::root::{UUID, function};
 use super::super::testing::{BASE, Memory, SIZE, bytes, unit, unit_with};
+use super::super::unit::UnitConfig;
 use super::*;
 use crate::dma::testing::{Lines, dma};
 
@@ -126,6 +128,29 @@ fn the_root_device_answers_its_functions() {
 }
 
 #[test]
+fn a_dimm_answers_its_family_and_the_label_methods() {
+    let mut machine = machine();
+    machine.table.remove(SLOT);
+    let labels = Some(vec![0; 1024]);
+    let dimm = DimmConfig { family: Family::Intel, labels, keeper: Arc::new(Forgetful) };
+    let with_labels = |config: &mut UnitConfig| config.dimm = Arc::new(Dimm::new(dimm));
+    machine.table.insert(unit_with(&machine.memory, with_labels)).unwrap();
+    machine.request(2, INTEL, 1, 4, &[]);
+    assert_eq!(machine.ring(2), (0, bytes("00000000 00040000 000F0000")));
+    machine.request(4, [0; 16], 0, 0, &[]);
+    assert_eq!(machine.ring(4), (0, bytes("00000000 00040000 000F0000")));
+    machine.request(6, [0; 16], 0, 0, &bytes("1000000000000000 0200000000000000 ABCD"));
+    assert_eq!(machine.ring(6), (0, bytes("00000000")));
+    machine.request(5, [0; 16], 0, 0, &bytes("1000000000000000 0200000000000000"));
+    assert_eq!(machine.ring(5), (0, bytes("00000000 ABCD")));
+    machine.table.remove(SLOT);
+    machine.request(2, INTEL, 1, 4, &[]);
+    assert_eq!(machine.ring(2), (RESULT_UNSUPPORTED, vec![]));
+    machine.request(5, [0; 16], 0, 0, &bytes("1000000000000000 0200000000000000"));
+    assert_eq!(machine.ring(5), (0, bytes("01000000")), "a departed DIMM fails");
+}
+
+#[test]
 fn functions_that_do_not_exist_are_not_supported() {
     let mut machine = machine();
     for function in [6, 7, 8, 9, 10, 32, u32::MAX] {
@@ -144,8 +169,8 @@ fn what_is_no_call_of_the_device_is_told_so() {
         assert_eq!(machine.ring(1), unsupported, "revision {revision}");
     }
     machine.request(2, UUID, 1, 0, &[]);
-    assert_eq!(machine.ring(2), unsupported, "the DIMM has no family yet");
-    for code in [0, 4, u32::MAX] {
+    assert_eq!(machine.ring(2), unsupported, "the DIMM has no family");
+    for code in [0, 7, u32::MAX] {
         machine.request(code, UUID, 1, 0, &[]);
         assert_eq!(machine.ring(code), unsupported, "call {code}");
     }
@@ -265,7 +290,7 @@ proptest! {
     #[test]
     fn any_request_has_a_defined_reply(
         calls in prop::collection::vec(
-            (number(0..5), uuid(), number(0..3), number(0..10), input(), any::<bool>()), 1..24),
+            (number(0..8), uuid(), number(0..3), number(0..10), input(), any::<bool>()), 1..24),
     ) {
         let mut machine = machine();
         machine.memory.poison(BASE..BASE + 0x100);
@@ -278,7 +303,8 @@ proptest! {
             machine.request(code, uuid, revision, function, &input);
             let (result, output) = machine.ring(code);
             let ours = code == 1 && uuid == UUID && revision == 1;
-            prop_assert_eq!(result, if ours || code == 3 { 0 } else { RESULT_UNSUPPORTED });
+            let answered = ours || (3..=6).contains(&code);
+            prop_assert_eq!(result, if answered { 0 } else { RESULT_UNSUPPORTED });
             if ours && function != 0 {
                 let status = u32::from_le_bytes(output[..4].try_into().unwrap());
                 prop_assert!([0, 1, 2, 0x2_0000, 0x3_0000].contains(&status), "{:#x}", status);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use super::dimm::{Dimm, DimmConfig, Family, Forgetful};
 use super::media::Media;
 use super::unit::{Unit, UnitConfig};
 
@@ -79,9 +80,14 @@ impl Media for Memory {
     }
 }
 
+/// A DIMM without functions and without labels.
+pub(super) fn bare_dimm() -> Arc<Dimm> {
+    Arc::new(Dimm::new(DimmConfig { family: Family::None, labels: None, keeper: Arc::new(Forgetful) }))
+}
+
 /// A unit in slot 3 over `memory`, with what `change` makes of its configuration.
 pub(super) fn unit_with(memory: &Memory, change: impl FnOnce(&mut UnitConfig)) -> Unit {
-    let mut config = UnitConfig::new(3, BASE, SIZE, vec![0xF1; 100], Arc::new(memory.clone()));
+    let mut config = UnitConfig::new(3, BASE, SIZE, vec![0xF1; 100], Arc::new(memory.clone()), bare_dimm());
     change(&mut config);
     Unit::new(config).unwrap()
 }

@@ -10,6 +10,7 @@ use aconite_acpi::platform::mailbox::OUTPUT_MAX;
 use thiserror::Error;
 
 use super::ars::{MAX_RECORDS, Scrub};
+use super::dimm::Dimm;
 use super::media::Media;
 use crate::bus::lock;
 
@@ -43,12 +44,22 @@ pub struct UnitConfig {
     pub ars_records: usize,
     /// The memory behind the unit.
     pub media: Arc<dyn Media>,
+    /// The DIMM.
+    pub dimm: Arc<Dimm>,
 }
 
 impl UnitConfig {
     /// A unit over `[base, base + size)` with [`CLEAR_UNIT`], the largest ARS buffer, and a DIMM that it fills.
-    pub fn new(slot: u32, base: u64, size: u64, fit: Vec<u8>, media: Arc<dyn Media>) -> Self {
-        Self { slot, base, size, dpa_base: 0, fit, clear_unit: CLEAR_UNIT, ars_records: MAX_RECORDS, media }
+    pub fn new(
+        slot: u32,
+        base: u64,
+        size: u64,
+        fit: Vec<u8>,
+        media: Arc<dyn Media>,
+        dimm: Arc<Dimm>,
+    ) -> Self {
+        let (clear_unit, ars_records) = (CLEAR_UNIT, MAX_RECORDS);
+        Self { slot, base, size, dpa_base: 0, fit, clear_unit, ars_records, media, dimm }
     }
 }
 
@@ -160,6 +171,11 @@ impl Unit {
         &self.config.media
     }
 
+    /// The DIMM.
+    pub fn dimm(&self) -> &Dimm {
+        &self.config.dimm
+    }
+
     pub(super) fn fit(&self) -> &[u8] {
         &self.config.fit
     }
@@ -248,11 +264,11 @@ impl Default for UnitTable {
 mod tests {
     use aconite_acpi::{DimmFlags, Persistence, PmemUnit};
 
-    use super::super::testing::{BASE, Memory, SIZE, unit, unit_with};
+    use super::super::testing::{BASE, Memory, SIZE, bare_dimm, unit, unit_with};
     use super::*;
 
     fn config() -> UnitConfig {
-        UnitConfig::new(3, BASE, SIZE, vec![1, 2, 3], Arc::new(Memory::default()))
+        UnitConfig::new(3, BASE, SIZE, vec![1, 2, 3], Arc::new(Memory::default()), bare_dimm())
     }
 
     #[test]
