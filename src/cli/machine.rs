@@ -31,8 +31,13 @@ pub struct MachineArgs {
     /// RAM [default: 1G]
     #[arg(short, long, value_name = "SIZE", allow_hyphen_values = true)]
     pub memory: Option<String>,
-    /// What the guest sees of processors and clocks: hypervisor=on|off,kvmclock=on|off,pm_timer=on|off
-    #[arg(long, value_name = "KEY=VALUE,...")]
+    /// What the guest sees of processors and clocks.
+    #[arg(
+        long,
+        value_name = "KEY=VALUE,...",
+        help = "What the guest sees of processors and clocks: vendor=host|intel|amd,mca=smca|legacy|intel\
+                ,recovery=on|off,lmce=on|off,erms=on|off,hypervisor=on|off,kvmclock=on|off,pm_timer=on|off"
+    )]
     pub cpu: Vec<String>,
     /// Persistent memory devices, each as its keys and values.
     #[arg(

@@ -68,11 +68,11 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--cpu hypervizor=on",
-            "Wrong --cpu \"hypervizor\": there is no such key; did you mean \"hypervisor\"? Known: hypervisor, kvmclock, pm_timer",
+            "Wrong --cpu \"hypervizor\": there is no such key; did you mean \"hypervisor\"? Known: vendor, mca, recovery, lmce, erms, hypervisor, kvmclock, pm_timer",
         ),
         (
-            "--cpu vendor=intel",
-            "Wrong --cpu vendor=intel: this is not implemented in this version; leave it out: the guest keeps the host's processor",
+            "--cpu vendor=intel,mca=smca",
+            "Wrong --cpu vendor=intel,mca=smca: the other vendor's processors report machine checks so; leave one of them out, or give vendor=amd",
         ),
         (
             "--slots nfit=65",
@@ -219,7 +219,7 @@ fn the_command_line_goes_over_the_file() {
     let machine = machine(&line).unwrap();
     assert_eq!(machine.kernel, dir.path().join("vmlinuz"));
     assert_eq!((machine.cpus, machine.memory), (4, Size(2 * GIB)));
-    assert_eq!(machine.cpu, Cpu { hypervisor: false, kvmclock: true, pm_timer: false });
+    assert_eq!(machine.cpu, Cpu { hypervisor: false, pm_timer: false, ..Cpu::default() });
     assert_eq!((machine.slots.nfit, machine.slots.size), (2, Size(4 * GIB)));
     assert_eq!(machine.tools, ["ndctl", "fio"]);
     assert_eq!(machine.command, ["ls"]);
@@ -444,7 +444,9 @@ proptest! {
     fn machine_files_read_back(
         cpus in 1u32..=64,
         memory in 32u64..1 << 20,
-        cpu: [bool; 3],
+        cpu: [bool; 5],
+        vendor in prop::sample::select(vec![CpuVendor::Host, CpuVendor::Intel, CpuVendor::Amd]),
+        lmce: Option<bool>,
         slots in 0u32..60,
         agent: bool,
         timeout in prop::option::of(1u64..1 << 30),
@@ -457,7 +459,16 @@ proptest! {
             cmdline: words.join(" "),
             cpus,
             memory: Size(memory * 2 * MIB),
-            cpu: Cpu { hypervisor: cpu[0], kvmclock: cpu[1], pm_timer: cpu[2] },
+            cpu: Cpu {
+                vendor,
+                mca: cpu[3].then_some(MachineChecks::Legacy),
+                recovery: cpu[4],
+                lmce,
+                erms: cpu[2],
+                hypervisor: cpu[0],
+                kvmclock: cpu[1],
+                pm_timer: cpu[2],
+            },
             slots: Slots { nfit: slots, ..Slots::default() },
             agent,
             timeout: timeout.map(|ms| TimeSpan(std::time::Duration::from_millis(ms))),

@@ -11,6 +11,7 @@
 //!
 //! Defaults stand in [`Machine::default`] and nowhere else. A feature that is not implemented is refused by name.
 
+mod cpu;
 mod dimm;
 mod error;
 mod file;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::cpu::{Cpu, CpuVendor, MachineChecks};
 pub use self::dimm::{Family, Labels, StateFlags};
 pub use self::error::{ConfigError, Warning, nearest};
 pub use self::host::{Checked, CheckedPmem};
@@ -129,50 +131,6 @@ pub enum HostChoice {
     Kvm,
     /// The software KVM host.
     Nested,
-}
-
-/// What the guest sees of its processors and clocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Cpu {
-    /// Whether CPUID says that there is a hypervisor. Without the bit, Linux uses no kvmclock.
-    pub hypervisor: bool,
-    /// Whether kvmclock is offered. It has no effect while `hypervisor` is off.
-    pub kvmclock: bool,
-    /// Whether there is an ACPI PM timer, by which Linux calibrates its TSC when it has no kvmclock.
-    pub pm_timer: bool,
-}
-
-impl Default for Cpu {
-    fn default() -> Self {
-        Self { hypervisor: true, kvmclock: true, pm_timer: true }
-    }
-}
-
-impl Cpu {
-    const KEYS: [&str; 3] = ["hypervisor", "kvmclock", "pm_timer"];
-    const LATER_KEYS: [&str; 4] = ["vendor", "erms", "lmce", "mca"];
-
-    /// Puts the value of `--cpu key=on|off,…` over these settings.
-    ///
-    /// # Errors
-    /// Names the key, its value and what would be right.
-    pub fn apply(&mut self, option: &str, text: &str) -> Result<(), ConfigError> {
-        let mut list = KeyValues::parse(option, text)?;
-        self.hypervisor = list.take_switch("hypervisor")?.unwrap_or(self.hypervisor);
-        self.kvmclock = list.take_switch("kvmclock")?.unwrap_or(self.kvmclock);
-        self.pm_timer = list.take_switch("pm_timer")?.unwrap_or(self.pm_timer);
-        for key in Self::LATER_KEYS {
-            if let Some(value) = list.take_text(key) {
-                return Err(ConfigError::not_implemented(
-                    option,
-                    format_args!("{key}={value}"),
-                    "leave it out: the guest keeps the host's processor",
-                ));
-            }
-        }
-        list.finish(&Self::KEYS)
-    }
 }
 
 /// What may arrive while the machine runs: ACPI tables are static, so it is declared at the start.

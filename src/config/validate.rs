@@ -51,6 +51,7 @@ impl Machine {
                 "give --cpus 1 to 64",
             ));
         }
+        self.cpu.validate()?;
         self.validate_memory()?;
         self.validate_words()?;
         self.validate_slots()?;

@@ -27,7 +27,7 @@ use super::console::ConsoleSink;
 use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
-use crate::config::{self, CheckedPmem, Place};
+use crate::config::{self, CheckedPmem, ConfigError, Place};
 use crate::fault::{Injector, StaleLog, Traps};
 use crate::host::probe;
 use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, Vm};
@@ -36,7 +36,7 @@ use crate::memory::backing::{self, BackingError};
 use crate::memory::{AddressSpace, Backing, MapError, Region, RegionKind, SpaceError};
 use crate::state::State;
 use crate::x86::cpuid::{self, CpuidConfig, Vendor};
-use crate::x86::mca::{McaConfig, McaState};
+use crate::x86::mca::McaState;
 use crate::x86::xstate::XsaveLayout;
 
 /// The console's device id; ids name devices in effects.
@@ -53,6 +53,9 @@ pub enum BuildError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The description does not fit this host.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Places.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -267,7 +270,8 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let config = spec.config;
     let kvm = Vm::open()?;
     let supported = Vm::supported_cpuid(&kvm)?;
-    let mca = McaConfig::for_vendor(Vendor::of(&supported));
+    let host = Vendor::of(&supported);
+    let mca = config.cpu.mca(host)?;
     let vm = Arc::new(Vm::new(kvm, mca.msr_ranges())?);
     let fds = (0..config.cpus).map(|cpu| vm.create_vcpu(cpu)).collect::<Result<Vec<_>, _>>()?;
     // Without kvmclock, Linux on AMD can only measure the TSC against the PM timer, and gives that up where a port
@@ -276,9 +280,9 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let tsc_khz = fds.first().and_then(|fd| fd.get_tsc_khz().ok());
     let cpu_config = CpuidConfig {
         vcpus: config.cpus,
-        vendor: None,
+        vendor: Some(config.cpu.guest_vendor(host)),
         hypervisor: config.cpu.hypervisor,
-        erms: true,
+        erms: config.cpu.erms,
         mca,
         tsc_khz,
         tsc_deadline: vm.has_tsc_deadline_timer(),
