@@ -114,6 +114,7 @@ fn records_are_flat_json() {
             bytes: 8,
             direction: super::super::Direction::Read,
             instruction: None,
+            instruction_bytes: None,
         },
         count: 1,
     });

@@ -41,9 +41,12 @@ pub struct Access {
     pub bytes: u64,
     /// What is done to them.
     pub direction: Direction,
-    /// The instruction's bytes in hexadecimal, where they could be read.
+    /// The instruction in Intel syntax; missing where it could not be decoded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<String>,
+    /// The instruction's bytes in hexadecimal, as far as they could be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction_bytes: Option<String>,
 }
 
 /// What an access does.

@@ -4,6 +4,8 @@ mod copy;
 mod deliver;
 mod inject;
 mod stale;
+mod step;
+mod touch;
 mod trap;
 
 pub use deliver::{Delivered, InjectError, Injection, Injector, Turn, What};

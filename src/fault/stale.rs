@@ -78,6 +78,7 @@ mod tests {
             bytes: 8,
             direction,
             instruction: None,
+            instruction_bytes: None,
         }
     }
 

@@ -4,34 +4,32 @@
 //! KVM only says that the instruction at RIP could not reach its memory. Which bytes it wants is worked out
 //! from its operands and the guest's page tables, with the baton held, so that nothing moves meanwhile.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use kvm_bindings::kvm_vcpu_events;
 use thiserror::Error;
 
 use super::copy::carry_out;
 use super::deliver::{Delivered, Injection, Injector};
 use super::stale::StaleLog;
-use crate::command::{Access, Direction, Event, EventBus, MceOrigin, TrapDecision};
-use crate::kvm::{Baton, KvmError, RunError, Step, Stopped, Vcpu, VcpuExitKind};
-use crate::memory::{AddressSpace, MapError, PAGE_SIZE, Region};
+use super::step::{DR7_ENABLED, RFLAGS_TF, Step, Stepped};
+use super::touch::{Pages, Touch, direction};
+use crate::command::{Direction, Event, EventBus, MceOrigin, TrapDecision};
+use crate::kvm::{Baton, KvmError, RunError, Stopped, Vcpu, VcpuExitKind};
+use crate::memory::{AddressSpace, MapError, PAGE_SIZE};
 use crate::x86::bulk::bulk;
 use crate::x86::decide::{Consumed, Hit, intersects};
 use crate::x86::mca::{ErrorClass, MachineError, McaState};
-use crate::x86::operands::{self, AccessKind, Delivery, Operands, Reason, delivery_accesses};
-use crate::x86::physical::{PhysicalAccess, PhysicalAccesses, physical_accesses};
-use crate::x86::state::CpuState;
-use crate::x86::walk::PhysRead;
-use crate::x86::xstate::{ExtendedState, XsaveLayout};
+use crate::x86::operands::AccessKind;
+use crate::x86::xstate::XsaveLayout;
 
 /// Iterations of a string instruction that are stepped before other vCPUs get a turn.
 const MOST_ITERATIONS: u32 = 512;
 /// Traps at one RIP without any progress after which the vCPU is declared stuck.
 const MOST_RETRIES: u32 = 100;
 
-/// RFLAGS.TF: the guest steps itself.
-const RFLAGS_TF: u64 = 1 << 8;
+/// Diagnoses of a vCPU that does not get on.
+const NOT_GUARDED: &str = "none of it is guarded. Was a file of a memory device made shorter?";
+const NOT_DONE: &str = "with its guarded pages open it still does not run";
 
 /// Why a trap could not be served.
 #[derive(Debug, Error)]
@@ -63,17 +61,26 @@ impl From<KvmError> for TrapError {
     }
 }
 
-impl PhysRead for AddressSpace {
-    fn read_u64(&self, gpa: u64) -> Option<u64> {
-        Self::read_u64(self, gpa)
-    }
-}
-
-/// Traps at one place, to notice a vCPU that makes no progress.
-#[derive(Clone, Copy, Debug, Default)]
+/// How one vCPU gets on with its traps.
+#[derive(Debug, Default)]
 pub struct Progress {
+    /// RIP and RCX of the last trap that led nowhere.
     at: Option<(u64, u64)>,
     retries: u32,
+    /// A step whose instruction waits for the answer to an exit.
+    unfinished: Option<Box<Step>>,
+}
+
+impl Progress {
+    /// Whether [`Traps::finish`] must follow once the exit that a trap ended in was served.
+    pub fn unfinished(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
+    fn moved(&mut self) {
+        self.at = None;
+        self.retries = 0;
+    }
 }
 
 /// Serves the traps of all vCPUs of a machine.
@@ -95,71 +102,77 @@ pub struct Traps {
     pub injector: Injector,
 }
 
-/// What one instruction touches.
-struct Touch {
-    state: CpuState,
-    operands: Option<Operands>,
-    unresolved: Option<Reason>,
-    accesses: PhysicalAccesses,
-}
-
-/// Guarded pages among the accesses: the region and the page's offset in it.
-type Pages = BTreeSet<(u64, u64)>;
-
 impl Traps {
-    /// Serves a trap. The vCPU has left the baton. Returns an exit that a step ended in and that is still to be
-    /// served.
+    /// Serves a trap; KVM may have named an address in the page that was wanted. The vCPU has left the baton. Returns an
+    /// exit that a step ended in and that is still to be served; see [`Progress::unfinished`].
     pub fn serve(
         &self,
         vcpu: &mut Vcpu,
         mca: &mut McaState,
         progress: &mut Progress,
+        wanted: Option<u64>,
     ) -> Result<Option<VcpuExitKind>, TrapError> {
         let _held = self.baton.take().map_err(TrapError::Stopped)?;
         // The instruction that is being repeated, and whether anything was done since the trap.
         let mut repeated = None;
         let mut moved = false;
         for _ in 0..MOST_ITERATIONS {
-            let touch = self.touch(vcpu)?;
+            let touch = Touch::of(vcpu, &self.space, self.physical_bits, &self.xsave)?;
             let rip = touch.state.regs.rip;
             if repeated.is_some_and(|repeated| repeated != rip) {
                 break;
             }
-            let pages = self.guarded_pages(&touch.accesses);
+            let mut pages = touch.guarded_pages(&self.space);
+            if !moved {
+                pages.extend(wanted.and_then(|gpa| self.guarded_page(gpa)));
+            }
             if pages.is_empty() {
                 if moved {
                     break;
                 }
-                return self.note_retry(vcpu, &touch, progress).map(|()| None);
+                return self.note_retry(vcpu, &touch, progress, NOT_GUARDED).map(|()| None);
             }
-            *progress = Progress::default();
             moved = true;
             let hit = intersects(&touch.accesses, |gpa, len| self.consumable_poison(gpa, len));
-            match hit {
-                Hit::Load(consumed) => {
-                    return self.machine_check(vcpu, mca, &touch, consumed, Direction::Read);
-                }
-                Hit::Fetch(consumed) => {
-                    return self.machine_check(vcpu, mca, &touch, consumed, Direction::Fetch);
-                }
-                Hit::Walk(consumed) => {
-                    return self.machine_check(vcpu, mca, &touch, consumed, Direction::Walk);
-                }
-                Hit::None | Hit::StoreOnly { .. } => {}
+            let consumed = match hit {
+                Hit::Load(consumed) => Some((consumed, Direction::Read)),
+                Hit::Fetch(consumed) => Some((consumed, Direction::Fetch)),
+                Hit::Walk(consumed) => Some((consumed, Direction::Walk)),
+                Hit::None | Hit::StoreOnly { .. } => None,
+            };
+            if let Some((consumed, direction)) = consumed {
+                progress.moved();
+                return self.machine_check(vcpu, mca, &touch, consumed, direction);
             }
             if self.copy(vcpu, &touch)? {
+                progress.moved();
                 repeated = Some(rip);
                 continue;
             }
             self.report_stale(vcpu.id(), &touch, None);
             if self.skip_store(vcpu, &touch, &pages)? {
+                progress.moved();
                 // Stores come in rows: the next instruction may be one too.
                 continue;
             }
-            if let Some(exit) = self.step(vcpu, &pages)? {
-                return Ok(Some(exit));
+            self.report_unlisted(vcpu.id(), &touch, &pages);
+            let step = Step::new(vcpu, &self.space, &touch, &pages)?;
+            match step.run(vcpu, &self.space)? {
+                Stepped::Done => progress.moved(),
+                Stepped::Raised => {
+                    progress.moved();
+                    break;
+                }
+                Stepped::Stuck => {
+                    return self.note_retry(vcpu, &touch, progress, NOT_DONE).map(|()| None);
+                }
+                Stepped::Ended(exit) => return Ok(Some(exit)),
+                Stepped::Asks(exit, step) => {
+                    progress.unfinished = Some(step);
+                    return Ok(Some(exit));
+                }
             }
-            if touch.operands.as_ref().is_none_or(|operands| operands.repeat.is_none()) {
+            if touch.running().is_none_or(|operands| operands.repeat.is_none()) {
                 break;
             }
             repeated = Some(rip);
@@ -167,62 +180,48 @@ impl Traps {
         Ok(None)
     }
 
-    /// Nothing that the vCPU touches is guarded: a guard may have gone meanwhile, so it tries again, but not for
-    /// ever.
-    fn note_retry(&self, vcpu: &Vcpu, touch: &Touch, progress: &mut Progress) -> Result<(), TrapError> {
+    /// Finishes the instruction whose exit was served. Returns as [`Self::serve`] does.
+    pub fn finish(
+        &self,
+        vcpu: &mut Vcpu,
+        progress: &mut Progress,
+    ) -> Result<Option<VcpuExitKind>, TrapError> {
+        let Some(step) = progress.unfinished.take() else { return Ok(None) };
+        let _held = self.baton.take().map_err(TrapError::Stopped)?;
+        progress.moved();
+        Ok(match step.finish(vcpu, &self.space)? {
+            Stepped::Done | Stepped::Raised | Stepped::Stuck => None,
+            Stepped::Ended(exit) => Some(exit),
+            Stepped::Asks(exit, step) => {
+                progress.unfinished = Some(step);
+                Some(exit)
+            }
+        })
+    }
+
+    /// The vCPU did not get on: a guard may have gone meanwhile, so it tries again, but not for ever.
+    fn note_retry(
+        &self,
+        vcpu: &Vcpu,
+        touch: &Touch,
+        progress: &mut Progress,
+        why: &str,
+    ) -> Result<(), TrapError> {
         let place = (touch.state.regs.rip, touch.state.regs.rcx);
         if progress.at == Some(place) {
             progress.retries += 1;
         } else {
-            *progress = Progress { at: Some(place), retries: 0 };
+            progress.at = Some(place);
+            progress.retries = 0;
         }
-        if progress.retries > MOST_RETRIES { Err(self.stuck(vcpu, touch)) } else { Ok(()) }
+        if progress.retries > MOST_RETRIES { Err(self.stuck(vcpu, touch, why)) } else { Ok(()) }
     }
 
-    /// What the instruction at RIP touches, or the event that is being delivered before it.
-    fn touch(&self, vcpu: &Vcpu) -> Result<Touch, TrapError> {
-        let mut state = CpuState {
-            regs: vcpu.regs()?,
-            sregs: vcpu.sregs()?,
-            physical_bits: self.physical_bits,
-            extended: None,
-        };
-        let space = &*self.space;
-        let mut listed = operands::operands(&state, space);
-        if matches!(&listed, Err(error) if error.reason == Reason::NeedsExtendedState) {
-            state.extended = Some(Box::new(self.extended(vcpu)?));
-            listed = operands::operands(&state, space);
-        }
-        let (mut wanted, operands, unresolved) = match listed {
-            Ok(operands) => (operands.accesses.clone(), Some(operands), None),
-            Err(error) => (error.accesses, None, Some(error.reason)),
-        };
-        if let Some(event) = event_in_flight(&vcpu.events()?) {
-            wanted.splice(0..0, delivery_accesses(&state, space, event));
-        }
-        let accesses = physical_accesses(&state, space, &wanted);
-        Ok(Touch { state, operands, unresolved, accesses })
-    }
-
-    fn extended(&self, vcpu: &Vcpu) -> Result<ExtendedState, KvmError> {
-        let (area, xcr0) = vcpu.xsave()?;
-        Ok(ExtendedState::from_xsave(&area, self.xsave.clone(), xcr0, 0))
-    }
-
-    fn guarded_pages(&self, accesses: &PhysicalAccesses) -> Pages {
-        let mut pages = Pages::new();
-        for access in &accesses.ranges {
-            let first = access.gpa & !(PAGE_SIZE - 1);
-            let last = access.gpa.saturating_add(u64::from(access.size.max(1)) - 1);
-            let mut page = first;
-            while page <= last {
-                if let Some(region) = self.space.find(page).filter(|r| r.guards(page - r.gpa())) {
-                    pages.insert((region.gpa(), page - region.gpa()));
-                }
-                page += PAGE_SIZE;
-            }
-        }
-        pages
+    /// The page of `gpa`, if it is guarded.
+    fn guarded_page(&self, gpa: u64) -> Option<(u64, u64)> {
+        let page = gpa & !(PAGE_SIZE - 1);
+        let region = self.space.find(page).filter(|r| r.guards(page - r.gpa()))?;
+        Some((region.gpa(), page - region.gpa()))
     }
 
     /// Poison that an access to `gpa` can consume: a departed device has no lines any more.
@@ -235,9 +234,9 @@ impl Traps {
 
     /// Does the iterations of a repeated copy or fill that meet no poison, rather than step over each.
     fn copy(&self, vcpu: &Vcpu, touch: &Touch) -> Result<bool, TrapError> {
-        let Some(operands) = &touch.operands else { return Ok(false) };
+        let Some(operands) = touch.running() else { return Ok(false) };
         let Some(repeat) = &operands.repeat else { return Ok(false) };
-        if event_in_flight(&vcpu.events()?).is_some() {
+        if watches_data(vcpu)? {
             return Ok(false);
         }
         let run = bulk(&touch.state, &*self.space, repeat, |gpa, len| self.consumable_poison(gpa, len));
@@ -251,7 +250,7 @@ impl Traps {
 
     /// A store into departed memory goes nowhere: an instruction that does nothing else is done by moving past it.
     fn skip_store(&self, vcpu: &Vcpu, touch: &Touch, pages: &Pages) -> Result<bool, TrapError> {
-        let Some(operands) = &touch.operands else { return Ok(false) };
+        let Some(operands) = touch.running() else { return Ok(false) };
         let lost = touch.accesses.ranges.iter().all(|range| {
             range.kind != AccessKind::Store || self.space.find(range.gpa).is_some_and(|r| r.departed())
         });
@@ -262,34 +261,14 @@ impl Traps {
         });
         let plain = operands.only_stores()
             && touch.accesses.fault.is_none()
-            && touch.state.regs.rflags & RFLAGS_TF == 0
-            && event_in_flight(&vcpu.events()?).is_none();
-        if !(plain && lost && only_there && !fetched_there) {
+            && touch.state.regs.rflags & RFLAGS_TF == 0;
+        if !(plain && lost && only_there && !fetched_there) || watches_data(vcpu)? {
             return Ok(false);
         }
         let mut regs = touch.state.regs;
         regs.rip = operands.next_rip();
         vcpu.set_regs(&regs)?;
         Ok(true)
-    }
-
-    fn step(&self, vcpu: &mut Vcpu, pages: &Pages) -> Result<Option<VcpuExitKind>, TrapError> {
-        let regions: Vec<(Arc<Region>, u64)> = pages
-            .iter()
-            .filter_map(|(gpa, page)| self.space.find(*gpa).map(|region| (region, *page)))
-            .collect();
-        let opened = regions.iter().try_for_each(|(region, page)| region.open_page(*page));
-        let stepped = match opened {
-            Ok(()) => vcpu.step().map_err(TrapError::from),
-            Err(error) => Err(error.into()),
-        };
-        for (region, page) in &regions {
-            region.shut_page(*page)?;
-        }
-        Ok(match stepped? {
-            Step::Done | Step::Exit(VcpuExitKind::Interrupted) => None,
-            Step::Exit(exit) => Some(exit),
-        })
     }
 
     fn machine_check(
@@ -301,7 +280,7 @@ impl Traps {
         direction: Direction,
     ) -> Result<Option<VcpuExitKind>, TrapError> {
         let Consumed { gpa, linear, bytes, .. } = consumed;
-        let access = describe(vcpu.id(), touch, gpa, Some(linear), bytes, direction);
+        let access = touch.describe(vcpu.id(), gpa, Some(linear), bytes, direction);
         if let Some(region) = self.space.find(consumed.gpa) {
             self.events.publish(Event::PoisonTrapped {
                 device: region.name().to_owned(),
@@ -329,7 +308,7 @@ impl Traps {
             let Some(region) = self.space.find(range.gpa).filter(|r| r.departed()) else { continue };
             let Some(direction) = direction(range.kind) else { continue };
             let bytes = run.filter(|_| range.kind != AccessKind::Fetch).unwrap_or(u64::from(range.size));
-            let access = describe(vcpu, touch, range.gpa, Some(range.linear), bytes, direction);
+            let access = touch.describe(vcpu, range.gpa, Some(range.linear), bytes, direction);
             if let Some(count) = self.stale.note(region.name(), &access) {
                 self.events.publish(Event::StaleAccess {
                     device: region.name().to_owned(),
@@ -341,16 +320,23 @@ impl Traps {
         }
     }
 
-    fn stuck(&self, vcpu: &Vcpu, touch: &Touch) -> TrapError {
-        let touched = touch.accesses.ranges.iter().map(text).collect::<Vec<_>>().join(", ");
-        let mut diagnosis = match (&touch.operands, touch.unresolved) {
-            (Some(operands), _) => format!("{} ({})", operands.text(), operands.bytes),
-            (None, Some(reason)) => reason.to_string(),
-            (None, None) => "its instruction is unknown".to_owned(),
-        };
-        diagnosis.push_str(&format!(
-            "; it touches {touched}; none of it is guarded. Was a file of a memory device made shorter?"
-        ));
+    /// The accesses of an instruction are not known, but that it reaches a guarded page is: it is let through, since a
+    /// machine check that hardware might not raise would be worse than one that is missed.
+    fn report_unlisted(&self, vcpu: u32, touch: &Touch, pages: &Pages) {
+        let (Err(unresolved), None) = (&touch.operands, touch.delivery) else { return };
+        let Some(&(gpa, page)) = pages.iter().next() else { return };
+        let Some(region) = self.space.find(gpa).filter(|region| !region.departed()) else { return };
+        self.events.publish(Event::PoisonTrapped {
+            device: region.name().to_owned(),
+            offset: region.named_offset(gpa + page).into(),
+            access: touch.describe(vcpu, gpa + page, None, PAGE_SIZE, Direction::Fetch),
+            decision: TrapDecision::Proceed,
+            reason: format!("the accesses of the instruction are not known: {}", unresolved.reason),
+        });
+    }
+
+    fn stuck(&self, vcpu: &Vcpu, touch: &Touch, why: &str) -> TrapError {
+        let diagnosis = format!("{}; {why}", touch.text());
         let rip = touch.state.regs.rip;
         self.events.publish(Event::VcpuStuck {
             vcpu: vcpu.id(),
@@ -361,30 +347,9 @@ impl Traps {
     }
 }
 
-/// What KVM was delivering when it met guarded memory.
-fn event_in_flight(events: &kvm_vcpu_events) -> Option<Delivery> {
-    const NMI: u8 = 2;
-    let delivery = |vector, error_code| Some(Delivery { vector, error_code });
-    if events.exception.injected != 0 {
-        delivery(events.exception.nr, events.exception.has_error_code != 0)
-    } else if events.nmi.injected != 0 {
-        delivery(NMI, false)
-    } else if events.interrupt.injected != 0 {
-        delivery(events.interrupt.nr, false)
-    } else {
-        None
-    }
-}
-
-fn direction(kind: AccessKind) -> Option<Direction> {
-    match kind {
-        AccessKind::Walk => Some(Direction::Walk),
-        AccessKind::Fetch => Some(Direction::Fetch),
-        AccessKind::Load => Some(Direction::Read),
-        AccessKind::ReadModifyWrite => Some(Direction::ReadWrite),
-        AccessKind::Store | AccessKind::FullLineStore => Some(Direction::Write),
-        AccessKind::CacheControl | AccessKind::Prefetch | AccessKind::Probe => None,
-    }
+/// Whether the guest has breakpoints set, which only the processor can honour.
+fn watches_data(vcpu: &Vcpu) -> Result<bool, KvmError> {
+    Ok(vcpu.debug_registers()?.dr7 & DR7_ENABLED != 0)
 }
 
 fn reason(direction: Direction) -> &'static str {
@@ -392,23 +357,5 @@ fn reason(direction: Direction) -> &'static str {
         Direction::Fetch => "an instruction is fetched from a poisoned line",
         Direction::Walk => "a page-table entry lies in a poisoned line",
         _ => "a poisoned line is loaded",
-    }
-}
-
-fn text(range: &PhysicalAccess) -> String {
-    format!("{:?} of {} bytes at {:#x}", range.kind, range.size, range.gpa)
-}
-
-fn describe(vcpu: u32, touch: &Touch, gpa: u64, va: Option<u64>, bytes: u64, direction: Direction) -> Access {
-    Access {
-        vcpu,
-        rip: touch.state.regs.rip.into(),
-        cr3: touch.state.sregs.cr3.into(),
-        cpl: touch.state.privilege(),
-        va: va.map(Into::into),
-        gpa: gpa.into(),
-        bytes,
-        direction,
-        instruction: touch.operands.as_ref().map(Operands::text),
     }
 }

@@ -8,5 +8,5 @@ mod vm;
 
 pub use baton::{Baton, Held, Stopped};
 pub use kick::{Kick, KickTimer};
-pub use vcpu::{ExitCounts, RunError, Step, Vcpu, VcpuExitKind};
+pub use vcpu::{ExitCounts, RunError, StopAt, Vcpu, VcpuExitKind};
 pub use vm::{GsiLine, KvmError, Slot, Vm};

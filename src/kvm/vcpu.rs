@@ -7,9 +7,9 @@ use kvm_bindings::{
     CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT,
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT,
     KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_BLOCKIRQ,
-    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Msrs,
-    kvm_cpuid_entry2, kvm_enable_cap, kvm_guest_debug, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
-    kvm_regs, kvm_sregs, kvm_vcpu_events,
+    KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_RUNNABLE, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_enable_cap, kvm_guest_debug,
+    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -105,13 +105,13 @@ pub enum VcpuExitKind {
     },
 }
 
-/// What a single step ended in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// The instruction, or one iteration of it, is done.
-    Done,
-    /// It stopped in an exit that must be served like any other.
-    Exit(VcpuExitKind),
+/// What stops a vCPU after an instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StopAt {
+    /// The single-step trap.
+    pub trap: bool,
+    /// A breakpoint register on the instruction at this linear address.
+    pub breakpoint: Option<u64>,
 }
 
 /// Exits to the monitor, counted by kind.
@@ -188,13 +188,15 @@ impl Vcpu {
         let run = self.fd.get_kvm_run();
         run.immediate_exit = 0;
         let exit = match result {
-            Ok(()) if run.exit_reason == KVM_EXIT_MEMORY_FAULT => {
-                // SAFETY: the exit reason says which member is valid.
-                VcpuExitKind::Fault { gpa: Some(unsafe { run.__bindgen_anon_1.memory_fault.gpa }) }
-            }
             Ok(()) => decode(run),
+            // KVM_EXIT_MEMORY_FAULT comes with an error (Documentation/virt/kvm/api.rst); other faults leave
+            // KVM_EXIT_UNKNOWN.
             Err(error) => match error.errno() {
-                libc::EFAULT => VcpuExitKind::Fault { gpa: None },
+                libc::EFAULT | libc::EHWPOISON if run.exit_reason == KVM_EXIT_MEMORY_FAULT => {
+                    // SAFETY: the exit reason says which member is valid.
+                    VcpuExitKind::Fault { gpa: Some(unsafe { run.__bindgen_anon_1.memory_fault.gpa }) }
+                }
+                libc::EFAULT | libc::EHWPOISON => VcpuExitKind::Fault { gpa: None },
                 libc::EINTR | libc::EAGAIN => VcpuExitKind::Interrupted,
                 _ => return Err(RunError::Run { cpu: self.id, source: error }),
             },
@@ -230,9 +232,25 @@ impl Vcpu {
         }
     }
 
-    /// Executes one instruction, or one iteration of a string instruction, with interrupts held off.
-    pub fn step(&mut self) -> Result<Step, RunError> {
-        self.debug(KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ)?;
+    /// Executes one instruction, or one iteration of a string instruction, with interrupts held off. `guest` are the
+    /// guest's own debug registers. An exit to be served leaves the instruction unfinished: see
+    /// [`Self::finish`]. However it ends, [`Self::end_step`] follows.
+    pub fn step(&mut self, stop: StopAt, guest: &kvm_debugregs) -> Result<VcpuExitKind, RunError> {
+        let mut debug = kvm_guest_debug {
+            control: KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ,
+            ..kvm_guest_debug::default()
+        };
+        if stop.trap {
+            debug.control |= KVM_GUESTDBG_SINGLESTEP;
+        }
+        if let Some(target) = stop.breakpoint {
+            debug.control |= KVM_GUESTDBG_USE_HW_BP;
+            let (slot, dr7) = instruction_breakpoint(guest.dr7);
+            debug.arch.debugreg[..4].copy_from_slice(&guest.db);
+            debug.arch.debugreg[slot] = target;
+            debug.arch.debugreg[7] = dr7;
+        }
+        self.fd.set_guest_debug(&debug).map_err(KvmError::refused("single stepping"))?;
         if let Some(timer) = &self.timer {
             timer.arm(STEP_LIMIT_MS);
         }
@@ -240,17 +258,35 @@ impl Vcpu {
         if let Some(timer) = &self.timer {
             timer.arm(0);
         }
-        self.debug(0)?;
-        Ok(match exit? {
-            VcpuExitKind::Debug => Step::Done,
-            exit => Step::Exit(exit),
-        })
+        exit
     }
 
-    fn debug(&self, control: u32) -> Result<(), KvmError> {
+    /// Ends what [`Self::step`] began. TF is clear afterwards if the step was by trap, whatever the guest had there
+    /// (`kvm_get_rflags` in arch/x86/kvm/x86.c).
+    pub fn end_step(&self) -> Result<(), KvmError> {
         self.fd
-            .set_guest_debug(&kvm_guest_debug { control, ..Default::default() })
-            .map_err(KvmError::refused("single stepping"))
+            .set_guest_debug(&kvm_guest_debug::default())
+            .map_err(KvmError::refused("an end of single stepping"))
+    }
+
+    /// DR6 as the exception had it that ended in [`VcpuExitKind::Debug`]; 0 after other exits.
+    pub fn debug_status(&mut self) -> u64 {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason != KVM_EXIT_DEBUG {
+            return 0;
+        }
+        // SAFETY: the exit reason says which member is valid.
+        unsafe { run.__bindgen_anon_1.debug.arch.dr6 }
+    }
+
+    /// The guest's debug registers.
+    pub fn debug_registers(&self) -> Result<kvm_debugregs, KvmError> {
+        self.fd.get_debug_regs().map_err(KvmError::refused("to show debug registers"))
+    }
+
+    /// Sets the guest's debug registers.
+    pub fn set_debug_registers(&self, registers: &kvm_debugregs) -> Result<(), KvmError> {
+        self.fd.set_debug_regs(registers).map_err(KvmError::refused("debug registers"))
     }
 
     /// The bytes of a port access, all of its repetitions.
@@ -328,6 +364,27 @@ impl Vcpu {
         }
     }
 
+    /// The values of model-specific registers, in the order asked for.
+    pub fn msrs<const N: usize>(&self, indices: [u32; N]) -> Result<[u64; N], KvmError> {
+        let entries = indices.map(|index| kvm_msr_entry { index, ..Default::default() });
+        let too_many = |_| KvmError::refused("MSRs")(kvm_ioctls::Error::new(libc::E2BIG));
+        let mut list = Msrs::from_entries(&entries).map_err(too_many)?;
+        let done = self.fd.get_msrs(&mut list).map_err(KvmError::refused("to show MSRs"))?;
+        match indices.get(done) {
+            None => {
+                let mut values = [0; N];
+                for (value, entry) in values.iter_mut().zip(list.as_slice()) {
+                    *value = entry.data;
+                }
+                Ok(values)
+            }
+            Some(index) => {
+                let what = format!("to show MSR {index:#x}");
+                Err(KvmError::refused(what)(kvm_ioctls::Error::new(libc::EINVAL)))
+            }
+        }
+    }
+
     /// Gives the guest its CPUID, and holds it to the paravirtual features named there.
     pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
         let list = CpuId::from_entries(entries)
@@ -390,6 +447,15 @@ impl Vcpu {
     }
 }
 
+/// A breakpoint register for an instruction, beside those that the guest uses: its number, and DR7 with it. If the
+/// guest uses all four, it lends the last one for a step.
+fn instruction_breakpoint(dr7: u64) -> (usize, u64) {
+    let slot = (0..4).find(|slot| dr7 & (3 << (2 * slot)) == 0).unwrap_or(3);
+    // R/W and LEN of the slot are zero: an instruction (SDM volume 3, 18.2.4).
+    let dr7 = dr7 & !(0xf << (16 + 4 * slot)) | 3 << (2 * slot) | 1 << 10;
+    (slot, dr7)
+}
+
 fn decode(run: &kvm_bindings::kvm_run) -> VcpuExitKind {
     match run.exit_reason {
         KVM_EXIT_IO => {
@@ -429,5 +495,18 @@ fn decode(run: &kvm_bindings::kvm_run) -> VcpuExitKind {
             VcpuExitKind::FailEntry { reason: fail.hardware_entry_failure_reason }
         }
         reason => VcpuExitKind::Unknown { reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_breakpoint_for_a_step_leaves_the_guests_own_alone() {
+        assert_eq!(instruction_breakpoint(0x400), (0, 0x403));
+        // DR0 and DR1 watch four bytes each.
+        assert_eq!(instruction_breakpoint(0x00ff_0405), (2, 0x00ff_0435));
+        assert_eq!(instruction_breakpoint(0xffff_04aa), (3, 0x0fff_04ea));
     }
 }

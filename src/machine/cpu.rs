@@ -154,6 +154,24 @@ impl Cpu {
         self.mailbox.send(Message::Ended { cpu: self.vcpu.id(), end });
     }
 
+    /// Serves a trap, and the exits of the instruction that it lets through.
+    fn trap(&mut self, wanted: Option<u64>) -> Option<CpuEnd> {
+        let mut served = self.traps.serve(&mut self.vcpu, &mut self.mca, &mut self.progress, wanted);
+        loop {
+            match served {
+                Ok(None) | Err(TrapError::Stopped(Stopped)) => return None,
+                Ok(Some(exit)) => {
+                    let end = self.serve(exit);
+                    if end.is_some() || !self.progress.unfinished() {
+                        return end;
+                    }
+                }
+                Err(error) => return Some(CpuEnd::Trap(error)),
+            }
+            served = self.traps.finish(&mut self.vcpu, &mut self.progress);
+        }
+    }
+
     fn serve(&mut self, exit: VcpuExitKind) -> Option<CpuEnd> {
         let mut effects = Effects::new();
         match exit {
@@ -184,14 +202,7 @@ impl Cpu {
                 let done = self.mca.wrmsr(index, value);
                 self.vcpu.finish_msr(done.ok().map(|()| 0));
             }
-            VcpuExitKind::Fault { .. } => {
-                match self.traps.serve(&mut self.vcpu, &mut self.mca, &mut self.progress) {
-                    Ok(None) => {}
-                    Ok(Some(exit)) => return self.serve(exit),
-                    Err(TrapError::Stopped(Stopped)) => {}
-                    Err(error) => return Some(CpuEnd::Trap(error)),
-                }
-            }
+            VcpuExitKind::Fault { gpa } => return self.trap(gpa),
             VcpuExitKind::Interrupted | VcpuExitKind::Debug | VcpuExitKind::Halt => {}
             VcpuExitKind::Shutdown => return Some(CpuEnd::TripleFault),
             VcpuExitKind::InternalError { suberror } => {

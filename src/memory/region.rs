@@ -277,6 +277,22 @@ impl Region {
         }
     }
 
+    /// Puts the page at offset `page` out of the guest's reach for a moment, poisoned or not.
+    ///
+    /// The caller holds the baton, and undoes it by [`Self::restore_page`].
+    pub fn hide_page(&self, page: u64) -> Result<(), MapError> {
+        self.state().map.shut(page..page + PAGE_SIZE)
+    }
+
+    /// Undoes [`Self::hide_page`].
+    pub fn restore_page(&self, page: u64) -> Result<(), MapError> {
+        let state = self.state();
+        if state.departed || state.guarded.intersects(page..page + PAGE_SIZE) {
+            return Ok(());
+        }
+        state.map.open(page..page + PAGE_SIZE)
+    }
+
     /// Writes what the guest has changed back to the file, and waits for it.
     pub fn flush(&self) -> std::io::Result<()> {
         match self.alias.file_offset() {

@@ -2,9 +2,12 @@
 //!
 //! KVM steps with RFLAGS.TF (KVM_GUESTDBG_SINGLESTEP), which PUSHF stores, which SYSCALL, INT and exceptions clear
 //! before the trap comes, and which KVM takes out of the flags again when stepping is turned off, the guest's own
-//! included (arch/x86/kvm/x86.c, kvm_get_rflags and kvm_arch_vcpu_ioctl_set_guest_debug). Where TF would show or be
-//! lost, the stepper stops the vCPU with a breakpoint register at the instruction that comes next instead
-//! (KVM_GUESTDBG_USE_HW_BP): no flag is touched.
+//! included (arch/x86/kvm/x86.c, kvm_get_rflags and kvm_arch_vcpu_ioctl_set_guest_debug). Where the trap would be
+//! lost, a breakpoint register at the instruction that comes next stops the vCPU instead (KVM_GUESTDBG_USE_HW_BP): no
+//! flag is touched. What PUSHF stored is put right afterwards, with no vCPU running meanwhile.
+//!
+//! An instruction that may raise an exception is stepped with the guest's interrupt descriptor table out of reach:
+//! the delivery stops before anything of it is seen, and goes on once the trap flag is the guest's own again.
 
 use super::operands::{Context, Operands, StepHazard};
 use super::state::{CodeWidth, CpuState};
@@ -12,6 +15,8 @@ use super::walk::PhysRead;
 
 /// RFLAGS.TF.
 const RFLAGS_TF: u64 = 1 << 8;
+/// DR6.BS: a single step.
+const DR6_BS: u64 = 1 << 14;
 /// Vector of the general-protection exception.
 const GENERAL_PROTECTION: u8 = 13;
 
@@ -25,15 +30,13 @@ pub enum StepMethod {
         /// Where the instruction leads.
         target: u64,
     },
-    /// By the single-step trap, which comes after the next instruction as well: list that one's accesses too before
-    /// the page is opened.
-    TrapAfterTwo,
-    /// Not run: the monitor moves RIP to the next instruction and halts the vCPU.
-    Halt,
-    /// Not run: the monitor injects #UD, which is all that the instruction does.
-    InvalidOpcode,
-    /// There is no way to stop it: it enters another context.
-    NotSupported,
+    /// By whichever comes first: the flag that the instruction loads decides about the trap on some processors.
+    TrapOrBreakAt {
+        /// Where the instruction leads.
+        target: u64,
+    },
+    /// By the limit of time alone: where it leads cannot be told.
+    TimeLimit,
 }
 
 /// What to do for one instruction.
@@ -41,10 +44,15 @@ pub enum StepMethod {
 pub struct StepPlan {
     /// How the vCPU is stopped.
     pub method: StepMethod,
-    /// TF as the guest must find it afterwards: written back once stepping by trap is off.
+    /// TF as the guest must find it once the instruction is done.
     pub trap_flag: bool,
-    /// The guest steps itself, and is owed its own #DB (with DR6.BS) after this instruction.
-    pub owes_debug: bool,
+    /// The bits of DR6 with which the guest is owed a #DB of its own after this instruction: it steps itself (BS), or
+    /// asked for the exception (none).
+    pub owed: Option<u64>,
+    /// Linear address of the byte whose bit 0 is the trap flag that the instruction stores.
+    pub stored_trap_flag: Option<u64>,
+    /// The instruction may raise an exception.
+    pub may_raise: bool,
 }
 
 /// The MSRs that SYSCALL and SYSENTER jump to.
@@ -58,10 +66,7 @@ pub struct SystemCallTargets {
     pub fmask: u64,
 }
 
-/// Chooses how to step the instruction.
-///
-/// The plan holds for an instruction that completes. One whose access list ends in a guest fault is not stepped at
-/// all, and a step is bounded by a timer for the faults that cannot be foreseen.
+/// Chooses how to step the instruction; `targets` counts only for SYSCALL.
 pub fn plan_step(
     state: &CpuState,
     memory: &impl PhysRead,
@@ -69,61 +74,83 @@ pub fn plan_step(
     targets: SystemCallTargets,
 ) -> StepPlan {
     let own = state.regs.rflags & RFLAGS_TF != 0;
-    let next = linear_code(state, operands.next_rip());
-    let kept = |method| StepPlan { method, trap_flag: own, owes_debug: own };
+    let trap = StepPlan { may_raise: operands.may_raise(state), ..StepPlan::unknown(state) };
     match operands.hazard {
         StepHazard::None
         | StepHazard::LeavesToMonitor
         | StepHazard::Transaction
-        | StepHazard::SystemEnter => kept(StepMethod::Trap),
-        StepHazard::LoadsStackSegment => kept(StepMethod::TrapAfterTwo),
-        StepHazard::PushesFlags => kept(StepMethod::BreakAt { target: next }),
+        | StepHazard::SystemEnter
+        | StepHazard::HoldsTrapBack
+        | StepHazard::Halts => trap,
+        StepHazard::PushesFlags => {
+            StepPlan { stored_trap_flag: operands.stored_trap_flag().filter(|_| !own), ..trap }
+        }
         StepHazard::PopsFlags => {
             let flags = stack_word(state, memory, operands, 0);
-            StepPlan { trap_flag: loaded(flags), ..kept(StepMethod::BreakAt { target: next }) }
+            StepPlan { trap_flag: loaded(flags), ..trap }
         }
         StepHazard::ReturnsFromInterrupt => {
             let target = stack_word(state, memory, operands, 0);
             let flags = stack_word(state, memory, operands, 2);
-            let method = target.map_or(StepMethod::Trap, |target| StepMethod::BreakAt { target });
-            StepPlan { trap_flag: loaded(flags), ..kept(method) }
+            let method = target.map_or(StepMethod::Trap, |target| StepMethod::TrapOrBreakAt { target });
+            StepPlan { trap_flag: loaded(flags), method, ..trap }
         }
         StepHazard::SystemCall => {
             let wide = state.code_width() == CodeWidth::Bits64;
             let target = if wide { targets.lstar } else { targets.cstar };
             let trap_flag = own && targets.fmask & RFLAGS_TF == 0;
-            StepPlan { method: StepMethod::BreakAt { target }, trap_flag, owes_debug: trap_flag }
+            let owed = trap_flag.then_some(DR6_BS);
+            StepPlan { method: StepMethod::BreakAt { target }, trap_flag, owed, ..trap }
         }
         StepHazard::ReturnsFromSystemCall => {
             // SYSRET takes RIP from RCX and the flags from R11; SYSEXIT takes RIP from RDX and keeps the flags.
             let sysret = operands.is_sysret();
             let target = if sysret { state.regs.rcx } else { state.regs.rdx };
             let trap_flag = if sysret { state.regs.r11 & RFLAGS_TF != 0 } else { own };
-            StepPlan { trap_flag, ..kept(StepMethod::BreakAt { target }) }
+            StepPlan { method: StepMethod::BreakAt { target }, trap_flag, ..trap }
         }
+        // KVM intercepts the exception of INT1 while it steps, and the guest gets it afterwards.
+        StepHazard::SoftwareInterrupt if operands.is_int1() => StepPlan { owed: Some(0), ..trap },
         StepHazard::SoftwareInterrupt => {
-            let method = match operands.interrupt_vector(state) {
-                // INTO without overflow does nothing.
-                None => return kept(StepMethod::BreakAt { target: next }),
-                Some(vector) => handler(state, memory, vector)
-                    .map_or(StepMethod::NotSupported, |target| StepMethod::BreakAt { target }),
-            };
-            StepPlan { method, trap_flag: false, owes_debug: false }
+            // INTO without overflow does nothing.
+            let Some(vector) = operands.interrupt_vector(state) else { return trap };
+            let Some(target) = handler(state, memory, vector) else { return trap };
+            let method = StepMethod::BreakAt { target };
+            StepPlan { method, trap_flag: false, owed: None, may_raise: false, ..trap }
         }
-        StepHazard::Halts => kept(StepMethod::Halt),
-        StepHazard::Faults => {
-            StepPlan { method: StepMethod::InvalidOpcode, trap_flag: own, owes_debug: false }
-        }
-        StepHazard::SwitchesContext => kept(StepMethod::NotSupported),
     }
 }
 
-/// The linear address of an instruction pointer.
-fn linear_code(state: &CpuState, rip: u64) -> u64 {
-    if state.code_width() == CodeWidth::Bits64 {
-        rip
-    } else {
-        state.sregs.cs.base.wrapping_add(rip) & 0xffff_ffff
+impl StepPlan {
+    /// The plan for an instruction of which nothing is known.
+    pub fn unknown(state: &CpuState) -> Self {
+        let own = state.regs.rflags & RFLAGS_TF != 0;
+        Self {
+            method: StepMethod::Trap,
+            trap_flag: own,
+            owed: own.then_some(DR6_BS),
+            stored_trap_flag: None,
+            may_raise: true,
+        }
+    }
+
+    /// The plan for the delivery of an event: the vCPU stops at its handler. The trap flag goes to the handler's
+    /// frame as it is. Where no handler can be found the guest is about to fault, and is stopped by the limit of time.
+    pub fn delivery(state: &CpuState, memory: &impl PhysRead, vector: u8) -> Self {
+        let method = handler(state, memory, vector)
+            .map_or(StepMethod::TimeLimit, |target| StepMethod::BreakAt { target });
+        Self { method, trap_flag: false, owed: None, stored_trap_flag: None, may_raise: false }
+    }
+
+    /// The plan for this instruction and the next one, which a held-back trap takes along.
+    pub fn and_then(self, next: Self) -> Self {
+        Self {
+            method: next.method,
+            trap_flag: next.trap_flag,
+            owed: self.owed.or(next.owed),
+            stored_trap_flag: next.stored_trap_flag,
+            may_raise: self.may_raise || next.may_raise,
+        }
     }
 }
 

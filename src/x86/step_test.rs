@@ -1,7 +1,7 @@
 //! Each corner of stepping by name.
 
 use super::*;
-use crate::x86::operands::harness::{CODE, Memory, guest, hex};
+use crate::x86::operands::harness::{Memory, guest, hex};
 use crate::x86::operands::operands;
 
 const TARGETS: SystemCallTargets =
@@ -17,8 +17,14 @@ fn own(state: &mut CpuState, _: &mut Memory) {
     state.regs.rflags |= 1 << 8;
 }
 
+/// A plan for an instruction that raises nothing.
 fn quiet(method: StepMethod) -> StepPlan {
-    StepPlan { method, trap_flag: false, owes_debug: false }
+    StepPlan { method, trap_flag: false, owed: None, stored_trap_flag: None, may_raise: false }
+}
+
+/// A plan for one that may raise an exception.
+fn wary(method: StepMethod) -> StepPlan {
+    StepPlan { may_raise: true, ..quiet(method) }
 }
 
 fn at(target: u64) -> StepMethod {
@@ -27,33 +33,38 @@ fn at(target: u64) -> StepMethod {
 
 #[test]
 fn ordinary_instructions_trap() {
-    for code in ["488b02", "f3a4", "ff12", "eb10", "0f30", "ec"] {
+    for code in ["488b02", "f3a4"] {
         assert_eq!(plan(code, |_, _| {}), quiet(StepMethod::Trap), "{code}");
+    }
+    for code in ["ff12", "eb10", "0f30", "ec", "48f732", "0f2802"] {
+        assert_eq!(plan(code, |_, _| {}), wary(StepMethod::Trap), "{code}");
     }
 }
 
 #[test]
 fn a_guest_that_steps_itself_keeps_its_flag_and_gets_its_trap() {
-    let expected = StepPlan { method: StepMethod::Trap, trap_flag: true, owes_debug: true };
+    let expected = StepPlan { trap_flag: true, owed: Some(1 << 14), ..quiet(StepMethod::Trap) };
     assert_eq!(plan("488b02", own), expected);
 }
 
 #[test]
-fn pushf_never_sees_the_flag() {
-    assert_eq!(plan("9c", |_, _| {}), quiet(at(CODE + 1)));
-    assert_eq!(plan("9c", own), StepPlan { method: at(CODE + 1), trap_flag: true, owes_debug: true });
+fn pushf_stores_the_guests_own_flag() {
+    let image = StepPlan { stored_trap_flag: Some(0x1_fff9), ..wary(StepMethod::Trap) };
+    assert_eq!(plan("9c", |_, _| {}), image, "the second byte of the image on the stack is put right");
+    let stepped = StepPlan { trap_flag: true, owed: Some(1 << 14), ..wary(StepMethod::Trap) };
+    assert_eq!(plan("9c", own), stepped, "the guest's own flag is stored as it is");
 }
 
 #[test]
 fn popf_leaves_the_flag_that_it_loads() {
-    assert_eq!(plan("9d", |_, _| {}), quiet(at(CODE + 1)));
+    assert_eq!(plan("9d", |_, _| {}), wary(StepMethod::Trap));
     let sets = |_: &mut CpuState, memory: &mut Memory| memory.put(0x2_0000, &0x302u64.to_le_bytes());
-    assert_eq!(plan("9d", sets), StepPlan { method: at(CODE + 1), trap_flag: true, owes_debug: false });
+    assert_eq!(plan("9d", sets), StepPlan { trap_flag: true, ..wary(StepMethod::Trap) });
     let clears = |state: &mut CpuState, memory: &mut Memory| {
         own(state, memory);
         memory.put(0x2_0000, &2u64.to_le_bytes());
     };
-    assert_eq!(plan("9d", clears), StepPlan { method: at(CODE + 1), trap_flag: false, owes_debug: true });
+    assert_eq!(plan("9d", clears), StepPlan { owed: Some(1 << 14), ..wary(StepMethod::Trap) });
 }
 
 #[test]
@@ -64,14 +75,15 @@ fn iret_stops_where_it_returns_to() {
             memory.put(0x2_0010, &flags.to_le_bytes());
         }
     };
-    assert_eq!(plan("48cf", frame(2)), quiet(at(0x7fff_1234_5678)));
+    let there = StepMethod::TrapOrBreakAt { target: 0x7fff_1234_5678 };
+    assert_eq!(plan("48cf", frame(2)), wary(there));
     assert!(plan("48cf", frame(0x102)).trap_flag);
 }
 
 #[test]
 fn syscall_stops_at_the_entry_and_r11_stays_clean() {
-    assert_eq!(plan("0f05", |_, _| {}), quiet(at(TARGETS.lstar)));
-    assert_eq!(plan("0f05", own), quiet(at(TARGETS.lstar)), "the mask clears the flag, and no trap is owed");
+    assert_eq!(plan("0f05", |_, _| {}), wary(at(TARGETS.lstar)));
+    assert_eq!(plan("0f05", own), wary(at(TARGETS.lstar)), "the mask clears the flag, and no trap is owed");
     let compatibility = |state: &mut CpuState, _: &mut Memory| (state.sregs.cs.l, state.sregs.cs.db) = (0, 1);
     assert_eq!(plan("0f05", compatibility).method, at(TARGETS.cstar));
 }
@@ -81,11 +93,8 @@ fn sysret_and_sysexit_stop_in_the_program() {
     let registers = |state: &mut CpuState, _: &mut Memory| {
         (state.regs.rcx, state.regs.rdx, state.regs.r11) = (0x40_0000, 0x50_0000, 0x302);
     };
-    assert_eq!(
-        plan("480f07", registers),
-        StepPlan { method: at(0x40_0000), trap_flag: true, owes_debug: false }
-    );
-    assert_eq!(plan("480f35", registers), quiet(at(0x50_0000)));
+    assert_eq!(plan("480f07", registers), StepPlan { trap_flag: true, ..wary(at(0x40_0000)) });
+    assert_eq!(plan("480f35", registers), wary(at(0x50_0000)));
 }
 
 #[test]
@@ -109,20 +118,36 @@ fn software_interrupts_stop_in_the_handler() {
     };
     assert_eq!(plan("cc", forbidden), quiet(at(0xffff_ffff_0001_2345)), "the gate's privilege makes it #GP");
     let none = |_: &mut CpuState, memory: &mut Memory| memory.put(0x9_1000 + 16 * 0x80, &[0; 16]);
-    assert_eq!(plan("cd80", none).method, StepMethod::NotSupported);
+    assert_eq!(plan("cd80", none), wary(StepMethod::Trap), "without a handler it faults");
 }
 
 #[test]
-fn mov_ss_takes_the_next_instruction_along() {
-    assert_eq!(plan("8ed0", |_, _| {}), quiet(StepMethod::TrapAfterTwo));
-    assert_eq!(plan("8ed8", |_, _| {}), quiet(StepMethod::Trap));
+fn int1_owes_the_exception_that_is_intercepted() {
+    assert_eq!(plan("f1", |_, _| {}), StepPlan { owed: Some(0), ..wary(StepMethod::Trap) });
 }
 
 #[test]
-fn halts_and_invalid_opcodes_are_not_run() {
-    assert_eq!(plan("f4", |_, _| {}), quiet(StepMethod::Halt));
-    assert_eq!(plan("0f0b", |_, _| {}), quiet(StepMethod::InvalidOpcode));
-    assert!(!plan("0f0b", own).owes_debug, "a fault is no completed instruction");
+fn a_delivery_stops_in_its_handler() {
+    let (state, mut memory) = guest(&hex("90"));
+    memory.put(0x9_1000 + 16 * 14, &hex("78563000008e3412ffffffff00000000"));
+    assert_eq!(StepPlan::delivery(&state, &memory, 14), quiet(at(0xffff_ffff_1234_5678)));
+    assert_eq!(StepPlan::delivery(&state, &memory, 0x55), quiet(StepMethod::TimeLimit));
+}
+
+#[test]
+fn mov_ss_and_sti_take_the_next_instruction_along() {
+    let next = plan("9c", |_, _| {});
+    for code in ["8ed0", "fb"] {
+        let both = plan(code, |_, _| {}).and_then(next);
+        assert_eq!((both.method, both.may_raise), (StepMethod::Trap, true), "{code}");
+        assert_eq!(both.stored_trap_flag, next.stored_trap_flag, "{code}");
+    }
+}
+
+#[test]
+fn halts_and_invalid_opcodes_are_left_to_the_processor() {
+    assert_eq!(plan("f4", |_, _| {}), wary(StepMethod::Trap));
+    assert_eq!(plan("0f0b", |_, _| {}), wary(StepMethod::Trap));
 }
 
 #[test]
@@ -133,5 +158,6 @@ fn a_frame_at_the_end_of_memory_is_read_as_far_as_it_goes() {
         state.regs.rsp = (1 << 30) - 12;
         memory.put(state.regs.rsp, &hex("785634120010000002030000"));
     };
-    assert_eq!(plan("cf", end), StepPlan { method: at(0x1234_5678), trap_flag: true, owes_debug: false });
+    let there = StepMethod::TrapOrBreakAt { target: 0x1234_5678 };
+    assert_eq!(plan("cf", end), StepPlan { trap_flag: true, ..wary(there) });
 }

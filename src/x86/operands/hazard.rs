@@ -24,18 +24,15 @@ pub enum StepHazard {
     SystemEnter,
     /// INT, INT3, INT1, INTO: the frame stores TF, and the gate clears it: no trap comes.
     SoftwareInterrupt,
-    /// MOV SS and POP SS hold the trap back until after the next instruction.
-    LoadsStackSegment,
-    /// HLT: the vCPU stops before the trap.
+    /// MOV SS and POP SS hold the trap back until after the next instruction, and so does STI on some processors
+    /// (QEMU's among them).
+    HoldsTrapBack,
+    /// HLT and MWAIT: KVM moves past them, reports the step and halts (`kvm_emulate_halt`).
     Halts,
     /// Port input and output, and MSR accesses, may leave to the monitor and are finished by the next run.
     LeavesToMonitor,
-    /// UD0, UD1, UD2: the instruction does nothing but raise #UD, which clears TF.
-    Faults,
     /// XBEGIN: the trap aborts the transaction.
     Transaction,
-    /// VMRUN, VMLAUNCH, VMRESUME, RSM: another context runs next.
-    SwitchesContext,
 }
 
 impl StepHazard {
@@ -50,12 +47,11 @@ impl StepHazard {
             Sysret | Sysretq | Sysexit | Sysexitq => Self::ReturnsFromSystemCall,
             Sysenter => Self::SystemEnter,
             Int | Int1 | Int3 | Into => Self::SoftwareInterrupt,
-            Mov | Pop if instruction.op0_register() == iced_x86::Register::SS => Self::LoadsStackSegment,
+            Mov | Pop if instruction.op0_register() == iced_x86::Register::SS => Self::HoldsTrapBack,
+            Sti => Self::HoldsTrapBack,
             Hlt | Mwait | Mwaitx => Self::Halts,
             In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd | Rdmsr | Wrmsr => Self::LeavesToMonitor,
-            Ud0 | Ud1 | Ud2 => Self::Faults,
             Xbegin => Self::Transaction,
-            Vmrun | Vmlaunch | Vmresume | Rsm => Self::SwitchesContext,
             _ => Self::None,
         }
     }

@@ -13,6 +13,7 @@ mod descriptors;
 mod fetch;
 mod hazard;
 mod plain;
+mod raises;
 mod special;
 mod strings;
 mod vectors;
@@ -157,6 +158,28 @@ impl Operands {
             Code::Popfq | Code::Iretq | Code::Uiret => 8,
             _ => return None,
         })
+    }
+
+    /// Linear address of the byte of a PUSHF image that holds TF.
+    pub(super) fn stored_trap_flag(&self) -> Option<u64> {
+        let image = self.accesses.iter().find(|access| access.kind == AccessKind::Store)?;
+        // TF is bit 8.
+        (self.hazard == StepHazard::PushesFlags).then(|| image.address.wrapping_add(1))
+    }
+
+    /// Whether this is INT1, whose exception does not go through the gate of a software interrupt in KVM.
+    pub(super) fn is_int1(&self) -> bool {
+        self.instruction.mnemonic() == Mnemonic::Int1
+    }
+
+    /// Whether the instruction reads or writes a debug register.
+    pub fn names_debug_register(&self) -> bool {
+        (0..self.instruction.op_count()).any(|operand| self.instruction.op_register(operand).is_dr())
+    }
+
+    /// How far the instruction moves the stack pointer, in bytes.
+    pub fn stack_moves(&self) -> i64 {
+        i64::from(self.instruction.stack_pointer_increment())
     }
 
     /// Whether this is SYSRET, in either width.

@@ -214,13 +214,13 @@ fn hazards() {
         ("cd80", SoftwareInterrupt),
         ("cc", SoftwareInterrupt),
         ("f1", SoftwareInterrupt),
-        ("8ed0", LoadsStackSegment),
+        ("8ed0", HoldsTrapBack),
+        ("fb", HoldsTrapBack),
         ("8ed8", None),
         ("f4", Halts),
         ("ec", LeavesToMonitor),
         ("f36e", LeavesToMonitor),
         ("0f30", LeavesToMonitor),
-        ("0f0b", Faults),
         ("c7f800000000", Transaction),
     ] {
         assert_eq!(list(code, |_, _| {}).unwrap().hazard, hazard, "{code}");

@@ -1,0 +1,185 @@
+//! One instruction let through a guard, with nothing of it shown to the guest.
+//!
+//! The pages that the instruction needs are open only while it runs, and every other vCPU stands still meanwhile. If it
+//! may raise an exception, the gates of the interrupt descriptor table are out of reach: what it raises is then held
+//! by KVM as an event in flight, and is delivered when the step is over and its trap flag gone.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_debugregs;
+use vm_memory::{Bytes, VolatileMemory};
+
+use super::TrapError;
+use super::touch::{Pages, Touch, event_in_flight};
+use crate::kvm::{KvmError, RunError, StopAt, Vcpu, VcpuExitKind};
+use crate::memory::{AddressSpace, MapError, Region};
+use crate::x86::step::{StepMethod, StepPlan};
+
+/// RFLAGS.TF: the guest steps itself.
+pub(super) const RFLAGS_TF: u64 = 1 << 8;
+/// DR7: the enabling bits of the four breakpoints.
+pub(super) const DR7_ENABLED: u64 = 0xff;
+/// The debug exception.
+const DB_VECTOR: u8 = 1;
+
+/// How a step ended.
+pub(super) enum Stepped {
+    /// The instruction, or one iteration of it, is done, or the event has reached its handler.
+    Done,
+    /// The instruction raised an exception, which KVM delivers next.
+    Raised,
+    /// Nothing happened.
+    Stuck,
+    /// The vCPU ended in an exit that has no answer.
+    Ended(VcpuExitKind),
+    /// The instruction waits for the answer to an exit; [`Step::finish`] follows.
+    Asks(VcpuExitKind, Box<Step>),
+}
+
+/// A step that is under way.
+#[derive(Debug)]
+pub(super) struct Step {
+    plan: StepPlan,
+    rip: u64,
+    own_trap_flag: bool,
+    delivering: bool,
+    /// The instruction is about debug registers itself.
+    owns_debug: bool,
+    debug: kvm_debugregs,
+    opened: Vec<(Arc<Region>, u64)>,
+    hidden: Vec<(Arc<Region>, u64)>,
+    stored_trap_flag: Option<u64>,
+}
+
+impl Step {
+    /// Prepares a step over what `touch` says, with `pages` open.
+    pub fn new(vcpu: &Vcpu, space: &AddressSpace, touch: &Touch, pages: &Pages) -> Result<Self, KvmError> {
+        let plan = touch.plan(vcpu, space)?;
+        let places = |pages: &Pages| -> Vec<_> {
+            pages.iter().filter_map(|(gpa, page)| space.find(*gpa).map(|region| (region, *page))).collect()
+        };
+        let gates = if plan.may_raise { touch.gate_pages(space) } else { Pages::new() };
+        Ok(Self {
+            rip: touch.state.regs.rip,
+            own_trap_flag: touch.state.regs.rflags & RFLAGS_TF != 0,
+            delivering: touch.delivery.is_some(),
+            owns_debug: touch.running().is_some_and(|operands| operands.names_debug_register()),
+            debug: vcpu.debug_registers()?,
+            opened: places(pages),
+            hidden: places(&gates),
+            stored_trap_flag: plan.stored_trap_flag.and_then(|linear| touch.stored_at(linear)),
+            plan,
+        })
+    }
+
+    /// Runs the vCPU over it.
+    pub fn run(self, vcpu: &mut Vcpu, space: &AddressSpace) -> Result<Stepped, TrapError> {
+        let stop = match self.plan.method {
+            StepMethod::Trap => StopAt { trap: true, breakpoint: None },
+            StepMethod::BreakAt { target } => StopAt { trap: false, breakpoint: Some(target) },
+            StepMethod::TrapOrBreakAt { target } => StopAt { trap: true, breakpoint: Some(target) },
+            StepMethod::TimeLimit => StopAt::default(),
+        };
+        let exit = self.with_pages(|step| vcpu.step(stop, &step.debug))?;
+        self.settle(vcpu, space, exit)
+    }
+
+    /// Goes on after the exit was served.
+    pub fn finish(self, vcpu: &mut Vcpu, space: &AddressSpace) -> Result<Stepped, TrapError> {
+        let exit = self.with_pages(|_| vcpu.finish())?;
+        // The instruction is done where KVM asks for nothing more.
+        let exit = if exit == VcpuExitKind::Interrupted { VcpuExitKind::Debug } else { exit };
+        self.settle(vcpu, space, exit)
+    }
+
+    /// Whatever happens, the pages are shut again.
+    fn with_pages(
+        &self,
+        run: impl FnOnce(&Self) -> Result<VcpuExitKind, RunError>,
+    ) -> Result<VcpuExitKind, TrapError> {
+        let ready = || -> Result<(), MapError> {
+            self.opened.iter().try_for_each(|(region, page)| region.open_page(*page))?;
+            self.hidden.iter().try_for_each(|(region, page)| region.hide_page(*page))
+        };
+        let exit = match ready() {
+            Ok(()) => run(self).map_err(TrapError::from),
+            Err(error) => Err(error.into()),
+        };
+        for (region, page) in &self.opened {
+            region.shut_page(*page)?;
+        }
+        for (region, page) in &self.hidden {
+            region.restore_page(*page)?;
+        }
+        exit
+    }
+
+    fn settle(self, vcpu: &mut Vcpu, space: &AddressSpace, exit: VcpuExitKind) -> Result<Stepped, TrapError> {
+        use VcpuExitKind::{Debug, Fault, Interrupted, Io, Mmio, ReadMsr, WriteMsr};
+        if let Io { .. } | Mmio { .. } | ReadMsr { .. } | WriteMsr { .. } = exit {
+            return Ok(Stepped::Asks(exit, Box::new(self)));
+        }
+        let status = vcpu.debug_status();
+        vcpu.end_step()?;
+        let ended = match exit {
+            Debug => Stepped::Done,
+            Fault { .. } if !self.delivering && event_in_flight(&vcpu.events()?).is_some() => Stepped::Raised,
+            Fault { .. } | Interrupted if vcpu.regs()?.rip != self.rip => Stepped::Done,
+            Fault { .. } | Interrupted => Stepped::Stuck,
+            other => Stepped::Ended(other),
+        };
+        let done = matches!(ended, Stepped::Done);
+        let trapped = matches!(self.plan.method, StepMethod::Trap | StepMethod::TrapOrBreakAt { .. });
+        if trapped && if done { self.plan.trap_flag } else { self.own_trap_flag } {
+            let mut regs = vcpu.regs()?;
+            regs.rflags |= RFLAGS_TF;
+            vcpu.set_regs(&regs)?;
+        }
+        if done {
+            self.hide_trap_flag(space);
+        }
+        self.settle_debug(vcpu, done, status)?;
+        Ok(ended)
+    }
+
+    /// Takes TF out of the flags that the instruction stored.
+    fn hide_trap_flag(&self, space: &AddressSpace) {
+        let Some(gpa) = self.stored_trap_flag else { return };
+        let Some(region) = space.find(gpa).filter(|region| region.writable() && !region.departed()) else {
+            return;
+        };
+        let Ok(byte) = region.alias().get_slice((gpa - region.gpa()) as usize, 1) else { return };
+        let stored: Result<u8, _> = byte.read_obj(0);
+        if let Ok(flags) = stored {
+            byte.copy_from(&[flags & !1]);
+        }
+    }
+
+    /// Leaves DR6 as the guest knows it, and raises the #DB that the guest itself is owed.
+    fn settle_debug(&self, vcpu: &Vcpu, done: bool, status: u64) -> Result<(), KvmError> {
+        if self.owns_debug {
+            return Ok(());
+        }
+        let mut debug = self.debug;
+        let enabled =
+            (0..4).filter(|slot| debug.dr7 & (3 << (2 * slot)) != 0).fold(0, |hits, slot| hits | 1 << slot);
+        let hits = if done { status & enabled } else { 0 };
+        let owed = self.plan.owed.filter(|_| done).or((hits != 0).then_some(0)).map(|bits| bits | hits);
+        if let Some(bits) = owed {
+            debug.dr6 |= bits;
+        }
+        if vcpu.debug_registers()?.dr6 != debug.dr6 {
+            vcpu.set_debug_registers(&debug)?;
+        }
+        if owed.is_some() {
+            let mut events = vcpu.events()?;
+            if events.exception.injected == 0 {
+                events.exception.injected = 1;
+                events.exception.nr = DB_VECTOR;
+                events.exception.has_error_code = 0;
+                vcpu.set_events(&events)?;
+            }
+        }
+        Ok(())
+    }
+}
