@@ -2,6 +2,7 @@
 
 mod copy;
 mod deliver;
+mod emulated;
 mod inject;
 mod stale;
 mod step;

@@ -47,6 +47,9 @@ pub(super) struct Step {
     owns_debug: bool,
     debug: kvm_debugregs,
     opened: Vec<(Arc<Region>, u64)>,
+    /// Those of the opened pages that KVM needs to finish the instruction after an exit: its code and its page tables.
+    /// The data is not among them, so that each further element of a repeated instruction is looked at.
+    kept: Vec<(Arc<Region>, u64)>,
     hidden: Vec<(Arc<Region>, u64)>,
     stored_trap_flag: Option<u64>,
 }
@@ -66,6 +69,7 @@ impl Step {
             owns_debug: touch.running().is_some_and(|operands| operands.names_debug_register()),
             debug: vcpu.debug_registers()?,
             opened: places(pages),
+            kept: places(&touch.code_and_tables(space)),
             hidden: places(&gates),
             stored_trap_flag: plan.stored_trap_flag.and_then(|linear| touch.stored_at(linear)),
             plan,
@@ -80,32 +84,44 @@ impl Step {
             StepMethod::TrapOrBreakAt { target } => StopAt { trap: true, breakpoint: Some(target) },
             StepMethod::TimeLimit => StopAt::default(),
         };
-        let exit = self.with_pages(|step| vcpu.step(stop, &step.debug))?;
+        let exit = self.with_pages(&self.opened, |step| vcpu.step(stop, &step.debug))?;
         self.settle(vcpu, space, exit)
     }
 
     /// Goes on after the exit was served.
     pub fn finish(self, vcpu: &mut Vcpu, space: &AddressSpace) -> Result<Stepped, TrapError> {
-        let exit = self.with_pages(|_| vcpu.finish())?;
+        let exit = self.with_pages(&self.kept, |_| vcpu.finish())?;
         // The instruction is done where KVM asks for nothing more.
         let exit = if exit == VcpuExitKind::Interrupted { VcpuExitKind::Debug } else { exit };
         self.settle(vcpu, space, exit)
     }
 
+    /// The instruction is taken back: the vCPU stands at it, with the trap flag that the guest had.
+    pub fn give_up(self, vcpu: &mut Vcpu) -> Result<(), KvmError> {
+        vcpu.end_step()?;
+        if self.own_trap_flag {
+            let mut regs = vcpu.regs()?;
+            regs.rflags |= RFLAGS_TF;
+            vcpu.set_regs(&regs)?;
+        }
+        self.settle_debug(vcpu, false, 0)
+    }
+
     /// Whatever happens, the pages are shut again.
     fn with_pages(
         &self,
+        opened: &[(Arc<Region>, u64)],
         run: impl FnOnce(&Self) -> Result<VcpuExitKind, RunError>,
     ) -> Result<VcpuExitKind, TrapError> {
         let ready = || -> Result<(), MapError> {
-            self.opened.iter().try_for_each(|(region, page)| region.open_page(*page))?;
+            opened.iter().try_for_each(|(region, page)| region.open_page(*page))?;
             self.hidden.iter().try_for_each(|(region, page)| region.hide_page(*page))
         };
         let exit = match ready() {
             Ok(()) => run(self).map_err(TrapError::from),
             Err(error) => Err(error.into()),
         };
-        for (region, page) in &self.opened {
+        for (region, page) in opened {
             region.shut_page(*page)?;
         }
         for (region, page) in &self.hidden {

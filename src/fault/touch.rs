@@ -105,8 +105,17 @@ impl Touch {
 
     /// The guarded pages that are touched.
     pub fn guarded_pages(&self, space: &AddressSpace) -> Pages {
+        self.guarded(space, |_| true)
+    }
+
+    /// Those of them that hold the instruction or page tables.
+    pub fn code_and_tables(&self, space: &AddressSpace) -> Pages {
+        self.guarded(space, |kind| matches!(kind, AccessKind::Fetch | AccessKind::Walk))
+    }
+
+    fn guarded(&self, space: &AddressSpace, of: impl Fn(AccessKind) -> bool) -> Pages {
         let mut pages = Pages::new();
-        for page in self.pages() {
+        for page in self.pages(of) {
             if let Some(region) = space.find(page).filter(|r| r.guards(page - r.gpa())) {
                 pages.insert((region.gpa(), page - region.gpa()));
             }
@@ -124,7 +133,7 @@ impl Touch {
         };
         let idt = &self.state.sregs.idt;
         let last = (VECTORS * size - 1).min(u64::from(idt.limit));
-        let touched: BTreeSet<u64> = self.pages().collect();
+        let touched: BTreeSet<u64> = self.pages(|_| true).collect();
         let mut pages = Pages::new();
         for linear in [idt.base, idt.base.wrapping_add(last)] {
             let Ok(found) = self.state.paging().walk(space, linear).result else { continue };
@@ -177,9 +186,9 @@ impl Touch {
         format!("{what}; it touches {touched}")
     }
 
-    /// Every page that is touched, by guest-physical address.
-    fn pages(&self) -> impl Iterator<Item = u64> + '_ {
-        self.accesses.ranges.iter().flat_map(|access| {
+    /// Every page that is touched by accesses of the kinds `of`, by guest-physical address.
+    fn pages<'a>(&'a self, of: impl Fn(AccessKind) -> bool + 'a) -> impl Iterator<Item = u64> + 'a {
+        self.accesses.ranges.iter().filter(move |access| of(access.kind)).flat_map(|access| {
             let first = access.gpa & !(PAGE_SIZE - 1);
             let last = access.gpa.saturating_add(u64::from(access.size.max(1)) - 1);
             (first..=last).step_by(PAGE_SIZE as usize)

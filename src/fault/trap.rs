@@ -77,6 +77,11 @@ impl Progress {
         self.unfinished.is_some()
     }
 
+    /// The step that is under way, which is given up.
+    pub(super) fn take_step(&mut self) -> Option<Box<Step>> {
+        self.unfinished.take()
+    }
+
     fn moved(&mut self) {
         self.at = None;
         self.retries = 0;
@@ -225,7 +230,7 @@ impl Traps {
     }
 
     /// Poison that an access to `gpa` can consume: a departed device has no lines any more.
-    fn consumable_poison(&self, gpa: u64, len: u64) -> Option<u64> {
+    pub(super) fn consumable_poison(&self, gpa: u64, len: u64) -> Option<u64> {
         match self.space.find(gpa) {
             Some(region) if region.departed() => None,
             _ => self.space.first_poison(gpa, len),
@@ -271,7 +276,7 @@ impl Traps {
         Ok(true)
     }
 
-    fn machine_check(
+    pub(super) fn machine_check(
         &self,
         vcpu: &mut Vcpu,
         mca: &mut McaState,

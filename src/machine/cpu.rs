@@ -185,6 +185,14 @@ impl Cpu {
                     }
                 }
             }
+            VcpuExitKind::Mmio { gpa, write } if self.traps.holds(gpa) => {
+                let Self { vcpu, mca, progress, .. } = self;
+                return match self.traps.serve_emulated(vcpu, mca, progress, gpa, write) {
+                    Ok(None) | Err(TrapError::Stopped(Stopped)) => None,
+                    Ok(Some(exit)) => self.serve(exit),
+                    Err(error) => Some(CpuEnd::Trap(error)),
+                };
+            }
             VcpuExitKind::Mmio { gpa, write } => {
                 let mmio = self.mmio.clone();
                 let data = self.vcpu.mmio_data();
