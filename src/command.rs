@@ -10,6 +10,7 @@
 mod bus;
 mod error;
 mod event;
+mod mce;
 mod poison;
 mod reply;
 
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::bus::{EventBus, HISTORY, Next, Subscription};
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
+pub use self::mce::{MceClass, MceQueued, MceReach, MceRegisters, MceRequest};
 pub use self::poison::round_ranges;
 pub use self::reply::{
     MachineInfo, MachineState, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
@@ -66,6 +68,13 @@ pub enum Command {
         device: String,
         /// What the notification says.
         kind: NotifyKind,
+    },
+    /// Raises a machine check, or logs an error. Answers [`Reply::MceQueued`].
+    RaiseMce {
+        /// The vCPU.
+        vcpu: u32,
+        /// The error.
+        request: MceRequest,
     },
     /// Takes a device away. Answers [`Reply::Operation`].
     Remove {
@@ -146,6 +155,7 @@ impl Command {
             Self::PoisonList { .. } => "poison list",
             Self::PoisonClear { .. } => "poison clear",
             Self::Notify { .. } => "notify",
+            Self::RaiseMce { .. } => "mce",
             Self::Remove { .. } => "remove",
             Self::Insert { .. } => "insert",
             Self::ShowOperation { .. } => "operation",
@@ -174,7 +184,7 @@ impl Command {
             Self::PoisonAdd { .. } | Self::PoisonClear { .. } => {
                 (&[Starting, Running, Paused], "start another machine")
             }
-            Self::Notify { .. } | Self::Remove { .. } | Self::Insert { .. } => {
+            Self::Notify { .. } | Self::RaiseMce { .. } | Self::Remove { .. } | Self::Insert { .. } => {
                 (&[Running, Paused], "do it while the machine runs, after the event machine_started")
             }
             Self::Pause => (&[Running], "pause a machine that runs"),

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::Executor;
 use crate::command::{
-    ClearedBy, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MemoryDevice,
-    MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared, PoisonState, RemoveMode,
-    Reply, round_ranges,
+    ClearedBy, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued,
+    MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
+    PoisonState, RemoveMode, Reply, round_ranges,
 };
 use crate::config::{Channel, PmemSource, Via};
 use crate::units::{ByteRange, GIB};
@@ -168,6 +168,7 @@ impl Executor for FakeMachine {
                 self.bus.publish(Event::NotifySent { device, kind });
                 Reply::Done
             }
+            Command::RaiseMce { vcpu, .. } => Reply::MceQueued(MceQueued { vcpu }),
             Command::Remove { device, mode, .. } => {
                 state.find(&device)?.0.state = MemoryState::Departed;
                 let operation = state.begin("remove", &device, Some(mode));

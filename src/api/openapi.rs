@@ -72,7 +72,7 @@ fn operation(route: &Route, generator: &mut schemars::SchemaGenerator) -> Value 
         .split('/')
         .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'))
         .map(|name| {
-            let schema = if name == "operation" {
+            let schema = if matches!(name, "operation" | "vcpu") {
                 json!({"type": "integer", "minimum": 0})
             } else {
                 json!({"type": "string"})

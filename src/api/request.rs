@@ -195,6 +195,7 @@ pub fn reply_json(reply: Reply, seq: u64) -> Result<serde_json::Value, Error> {
         Reply::PoisonAdded(added) => serde_json::to_value(added),
         Reply::PoisonList(list) => serde_json::to_value(list),
         Reply::PoisonCleared(cleared) => serde_json::to_value(cleared),
+        Reply::MceQueued(queued) => serde_json::to_value(queued),
         Reply::Operation(operation) => serde_json::to_value(operation),
     };
     let internal = |message: String| Error::new(ErrorCode::Internal, message, "report this as a bug");

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{Command, NotifyKind, RemoveMode};
+use crate::command::{Command, MceClass, MceReach, MceRequest, NotifyKind, RemoveMode};
 use crate::config::{Channel, Pmem};
+use crate::units::Address;
 
 fn action(method: &str, target: &str, body: &str) -> Action {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -61,6 +62,21 @@ fn every_route_leads_to_its_command() {
             "/v1/memory/p0?mode=eject&via=container",
             "",
             Command::Remove { device: device(), mode: RemoveMode::Eject, via: Some(Channel::Container) },
+        ),
+        (
+            "POST",
+            "/v1/vcpus/3/mce",
+            r#"{"class": "srar-fetch", "address": "0x1040", "overflow": true, "reach": "local"}"#,
+            Command::RaiseMce {
+                vcpu: 3,
+                request: MceRequest {
+                    class: Some(MceClass::SrarFetch),
+                    address: Some(Address(0x1040)),
+                    overflow: true,
+                    reach: Some(MceReach::Local),
+                    ..MceRequest::default()
+                },
+            },
         ),
         ("GET", "/v1/operations/7", "", Command::ShowOperation { operation: 7 }),
         ("POST", "/v1/pause", "", Command::Pause),

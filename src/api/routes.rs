@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::request::{Input, wrong_value};
 use crate::command::{
-    Command, Error, ErrorCode, MachineInfo, MemoryDevice, NotifyKind, Operation, PoisonAdded, PoisonCleared,
-    PoisonState, Record, RemoveMode,
+    Command, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice, NotifyKind, Operation,
+    PoisonAdded, PoisonCleared, PoisonState, Record, RemoveMode,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{ByteRange, TimeSpan};
@@ -319,6 +319,28 @@ pub const ROUTES: &[Route] = &[
         handler: |input| {
             let kind = input.body::<NotifyRequest>()?.kind;
             Ok(Action::Execute(Command::Notify { device: input.id(), kind }))
+        },
+    },
+    Route {
+        method: "POST",
+        path: "/v1/vcpus/{vcpu}/mce",
+        name: "mce",
+        summary: "Raise a machine check in a vCPU, or log an error in its banks",
+        query: &[],
+        request: Some(of::<MceRequest>),
+        status: 200,
+        reply: ReplyKind::Object(of::<MceQueued>),
+        errors: &[ErrorCode::BadJson, ErrorCode::NoSuchVcpu, ErrorCode::WrongState],
+        handler: |input| {
+            let number = input.segment();
+            let vcpu = number.parse().map_err(|_| {
+                Error::new(
+                    ErrorCode::NoSuchVcpu,
+                    format!("There is no vCPU {number:?}"),
+                    "give its number, counted from 0",
+                )
+            })?;
+            Ok(Action::Execute(Command::RaiseMce { vcpu, request: input.body::<MceRequest>()? }))
         },
     },
     Route {

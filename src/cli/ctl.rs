@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::mce::MceArgs;
 use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
 use crate::command::{Error, NotifyKind, Operation, OperationState};
@@ -48,6 +49,8 @@ pub enum Request {
         #[arg(value_enum)]
         kind: NotifyKind,
     },
+    /// Raise a machine check in a vCPU, or log an error in its banks
+    Mce(MceArgs),
     /// Take a memory device away
     #[command(group = clap::ArgGroup::new("mode").required(true))]
     Remove {
@@ -222,6 +225,10 @@ impl Session {
             }
             Request::Notify { device, kind } => {
                 self.ask("POST", &memory(device, "/notify"), Some(&json!({"kind": kind})), output)
+            }
+            Request::Mce(args) => {
+                let target = format!("/v1/vcpus/{}/mce", args.vcpu);
+                self.ask("POST", &target, Some(&json!(args.request()?)), output)
             }
             Request::Remove { device, surprise, via, wait, .. } => {
                 let mode = if *surprise { "surprise" } else { "eject" };

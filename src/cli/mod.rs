@@ -6,6 +6,7 @@
 
 mod ctl;
 mod machine;
+mod mce;
 mod report;
 mod show;
 

@@ -31,6 +31,8 @@ pub enum ErrorCode {
     TooManyConnections,
     /// No device has this id.
     NoSuchDevice,
+    /// No vCPU has this number.
+    NoSuchVcpu,
     /// No operation has this number.
     NoSuchOperation,
     /// The description of a device or machine is wrong.
@@ -63,7 +65,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes, in the order of the documentation.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::BadHttp,
         Self::BadJson,
         Self::BadParameter,
@@ -75,6 +77,7 @@ impl ErrorCode {
         Self::RequestTimeout,
         Self::TooManyConnections,
         Self::NoSuchDevice,
+        Self::NoSuchVcpu,
         Self::NoSuchOperation,
         Self::InvalidConfig,
         Self::NotImplemented,
@@ -99,7 +102,7 @@ impl ErrorCode {
             | Self::BadParameter
             | Self::InvalidConfig
             | Self::OutsideDevice => 400,
-            Self::NoSuchRoute | Self::NoSuchDevice | Self::NoSuchOperation => 404,
+            Self::NoSuchRoute | Self::NoSuchDevice | Self::NoSuchVcpu | Self::NoSuchOperation => 404,
             Self::MethodNotAllowed => 405,
             Self::RequestTimeout => 408,
             Self::IdInUse

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, RemoveMode};
+use super::{Error, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
 use crate::units::{Address, ByteRange};
 
@@ -24,6 +24,8 @@ pub enum Reply {
     PoisonList(PoisonState),
     /// Poison was cleared.
     PoisonCleared(PoisonCleared),
+    /// A machine check waits for its vCPU.
+    MceQueued(MceQueued),
     /// Something was begun that goes on in events.
     Operation(Operation),
 }

@@ -8,6 +8,7 @@ mod build;
 mod console;
 mod cpu;
 mod dimm;
+mod mce;
 mod media;
 mod memory;
 mod outcome;
@@ -38,7 +39,9 @@ use self::memory::MemoryDevices;
 pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
 use crate::api::Executor;
-use crate::command::{Command, Error, Event, EventBus, MachineInfo, MachineState, Operation, Reply};
+use crate::command::{
+    Command, Error, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest, Operation, Reply,
+};
 use crate::config;
 use crate::fault::Progress;
 use crate::kvm::{Held, Stopped};
@@ -366,6 +369,7 @@ impl Machine {
             Command::Notify { device, kind } => {
                 memory.notify(&self.built.platform, device, *kind).map(|()| Reply::Done)
             }
+            Command::RaiseMce { vcpu, request } => self.raise_mce(*vcpu, request),
             Command::ShowOperation { operation } => memory.operation(*operation).map(Reply::Operation),
             Command::Quit => Ok(Reply::Done),
             Command::PoisonAdd { .. }
@@ -403,6 +407,14 @@ impl Machine {
             }
             other => self.answer(&other).unwrap_or_else(|| Err(Error::machine_gone())),
         }
+    }
+
+    /// Puts a machine check before a vCPU, which takes it when it runs next.
+    fn raise_mce(&self, vcpu: u32, request: &MceRequest) -> Result<Reply, Error> {
+        let traps = &self.built.traps;
+        let injection = mce::injection(request, traps.injector.config(), traps.physical_bits)?;
+        let vcpu = traps.injector.raise(Some(vcpu), injection).map_err(mce::refused)?;
+        Ok(Reply::MceQueued(MceQueued { vcpu }))
     }
 
     fn publish(&self, event: Event) {
