@@ -12,5 +12,6 @@ mod hostile;
 mod input;
 mod mapped;
 mod nvdimm;
+mod outcomes;
 mod ram;
 mod removal;

@@ -1,7 +1,7 @@
 //! A mapped file on a DAX file system: SIGBUS at the bad line, its repair, and loads and stores after the device has
 //! gone.
 
-use aconite_agent::workload::{Reply, Request, Signal, pattern};
+use aconite_agent::workload::{Reply, Request, Signal, Source, pattern};
 use aconite_tests::machine::PMEM;
 use aconite_tests::workload::Workload;
 use aconite_tests::{Machine, Run};
@@ -46,11 +46,11 @@ impl Mapped {
         guest.until_ok("test -b /dev/pmem0", PMEM);
         guest.ok("mkfs.ext4 -q -b 4096 /dev/pmem0 && mkdir -p /mnt");
         guest.ok("mount -t ext4 -o dax=always,noinit_itable /dev/pmem0 /mnt");
-        let mut workload = Workload::start(&mut guest);
+        let mut workload = Workload::start(&mut guest, 0);
         let path = || PathBuf::from(FILE);
         let create = workload.ask(&mut guest, &Request::Create(path(), LENGTH));
         assert_eq!(create, Reply::Done);
-        let Reply::At(mapping) = workload.ask(&mut guest, &Request::Map(path())) else {
+        let Reply::At(mapping) = workload.ask(&mut guest, &Request::Map(Source::File(path()))) else {
             panic!("no mapping")
         };
         let start = guest.ok("cat /sys/block/pmem0/device/resource");

@@ -1,7 +1,7 @@
 //! Poison of plain RAM: the process that loads it dies of it or lives with it, and the rest of the machine goes on.
 
 use aconite_agent::pagemap::Piece;
-use aconite_agent::workload::{Reply, Request, pattern};
+use aconite_agent::workload::{Reply, Request, Source, pattern};
 use aconite_tests::workload::Workload;
 use aconite_tests::{Machine, Run};
 use serde_json::json;
@@ -13,14 +13,8 @@ const LENGTH: u64 = 0x10000;
 /// The bad line, in the file.
 const LINE: u64 = 0x3240;
 
-/// Process id of the workload in the guest.
 #[track_caller]
-fn workload_pid(guest: &mut Machine) -> String {
-    guest.ok("for p in /proc/[0-9]*; do test \"$(tr '\\0' ' ' < $p/cmdline)\" = 'aconite-agent workload map ' && echo ${p#/proc/}; done; true")
-}
-
-#[track_caller]
-fn physical(guest: &mut Machine, pid: &str, va: u64) -> u64 {
+fn physical(guest: &mut Machine, pid: u32, va: u64) -> u64 {
     let line = guest.ok(&format!("aconite-agent pagemap {pid} {va:#x} 64"));
     line.parse::<Piece>().unwrap_or_else(|error| panic!("{error}")).gpa
 }
@@ -34,14 +28,16 @@ fn hardware_corrupted(guest: &mut Machine) -> u64 {
 #[test]
 fn a_process_loads_poisoned_ram() {
     let mut guest = Run::new().size(2, "512M").pmem("size=256M,id=p0").shell();
-    let mut workload = Workload::start(&mut guest);
+    let mut workload = Workload::start(&mut guest, 0);
     let path = || PathBuf::from(FILE);
     assert_eq!(workload.ask(&mut guest, &Request::Create(path(), LENGTH)), Reply::Done);
-    let Reply::At(mapping) = workload.ask(&mut guest, &Request::Map(path())) else { panic!("no mapping") };
+    let Reply::At(mapping) = workload.ask(&mut guest, &Request::Map(Source::File(path()))) else {
+        panic!("no mapping")
+    };
     let all_good = Reply::Compared { good: LENGTH / 8, bad: 0 };
     assert_eq!(workload.ask(&mut guest, &Request::Scan(0, LENGTH)), all_good);
-    let pid = workload_pid(&mut guest);
-    let gpa = physical(&mut guest, &pid, mapping + LINE);
+    let Reply::Process(pid) = workload.ask(&mut guest, &Request::Process) else { panic!("no process") };
+    let gpa = physical(&mut guest, pid, mapping + LINE);
     assert_eq!(gpa % 4096, LINE % 4096);
     assert_eq!(hardware_corrupted(&mut guest), 0);
 

@@ -4,7 +4,8 @@
 //!
 //! `boot` and `nested_root` set the machine up, `server` speaks the protocol over one
 //! descriptor, `channel` is one command or connection of it, `sys` holds the system calls; `workload_map`
-//! is the workload of that name, `workload_probe` its accesses, `workload_garbage` another one.
+//! is the workload of that name, `workload_mapping` its memory, `workload_probe` the accesses to it,
+//! `workload_garbage` another one.
 
 mod boot;
 mod channel;
@@ -14,6 +15,7 @@ mod server;
 mod sys;
 mod workload_garbage;
 mod workload_map;
+mod workload_mapping;
 mod workload_probe;
 
 use std::fs::{self, File};

@@ -317,3 +317,16 @@ pub fn locate(file: &File, offset: u64) -> io::Result<u64> {
         _ => Err(io::Error::from_raw_os_error(libc::ENODATA)),
     }
 }
+
+/// Asks the kernel to tell this process of poison in its memory at once (PR_MCE_KILL_EARLY), or to do as for others.
+pub fn set_early_kill(on: bool) -> io::Result<()> {
+    let how = if on { libc::PR_MCE_KILL_EARLY } else { libc::PR_MCE_KILL_DEFAULT };
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_MCE_KILL, libc::PR_MCE_KILL_SET, how, 0, 0) }).map(drop)
+}
+
+/// Whether the processor has MOVDIR64B: CPUID.7.0:ECX[28] (SDM volume 2, CPUID).
+pub fn has_movdir64b() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).ecx & 1 << 28 != 0
+}

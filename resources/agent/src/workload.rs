@@ -12,7 +12,7 @@ use crate::config::{escape, unescape};
 
 /// The program, as it is called inside a guest.
 pub const PROGRAM: &str = "aconite-agent";
-/// The name of the workload that maps a file: `aconite-agent workload map`.
+/// The name of the workload that maps memory: `aconite-agent workload map`.
 pub const MAP: &str = "map";
 /// The name of the workload that touches devices at random: `aconite-agent workload garbage SEED SECONDS`.
 pub const GARBAGE: &str = "garbage";
@@ -37,16 +37,40 @@ pub fn pattern_bytes(offset: u64, length: usize) -> Vec<u8> {
 pub enum Request {
     /// Make a file of that many bytes of [`pattern`], and wait until they are on the media.
     Create(PathBuf, u64),
-    /// Map all of a file, shared, to be read and written.
-    Map(PathBuf),
+    /// Map memory, to be read and written, in the place of what was mapped before.
+    Map(Source),
     /// Undo the mapping.
     Unmap,
     /// Where a byte of a file is: its offset in the block device of the file system (FIEMAP).
     Locate(PathBuf, u64),
+    /// Where a byte of the mapping is: its guest-physical address (/proc/self/pagemap).
+    Physical(u64),
+    /// The number of this process.
+    Process,
+    /// Store [`pattern`] over a part of the mapping, offset and length.
+    Fill(u64, u64),
     /// Load the word at an offset of the mapping.
     Load(u64),
     /// Store a word at an offset of the mapping.
     Store(u64, u64),
+    /// Add to the word at an offset of the mapping, atomically; what it was is the answer.
+    Add(u64, u64),
+    /// Copy a part of the mapping, offset and length, by one `rep movsb`, and compare it with [`pattern`].
+    Copy(u64, u64),
+    /// Store a whole line at an offset of the mapping by one MOVDIR64B, where the processor has it.
+    Line(u64),
+    /// Make the mapping executable and call what is at an offset of it.
+    Execute(u64),
+    /// Let the kernel load a part of the mapping, offset and length: write(2) into a pipe.
+    Send(u64, u64),
+    /// Let the kernel store to a part of the mapping, offset and length: read(2) of [`pattern`] from a file of its own.
+    Receive(u64, u64),
+    /// Let the kernel load the word at an offset of the mapping: futex(2), with a value that is not there.
+    Futex(u64),
+    /// Ask to be told of poison before it is consumed, or not (PR_MCE_KILL).
+    Early(bool),
+    /// The last signal that came outside any access, once.
+    Notice,
     /// Load the words of a part of the mapping, offset and length, and compare them with [`pattern`].
     Scan(u64, u64),
     /// Read a part of a file, offset and length, by one pread(2), and compare it with [`pattern`].
@@ -57,13 +81,26 @@ pub enum Request {
     Run(u64, String),
 }
 
+/// What can be mapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// All of a file or of a DAX device, shared.
+    File(PathBuf),
+    /// That many bytes of the process's own, filled with [`pattern`].
+    Anonymous(u64),
+    /// The same in huge pages of 2 MiB, which the system must have set aside.
+    Huge(u64),
+}
+
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reply {
     /// It is done.
     Done,
-    /// Where something is: the address of the mapping, or the offset of a byte in the block device.
+    /// Where something is: the address of the mapping or of a byte, or its offset in the block device.
     At(u64),
+    /// The number of the process.
+    Process(u32),
     /// What was loaded, and the address of the instruction that did so.
     Loaded {
         /// The word.
@@ -80,6 +117,8 @@ pub enum Reply {
     },
     /// An access was ended by a signal.
     Signal(Signal),
+    /// A system call returned this (an error as its number below zero), and there was perhaps a signal.
+    Called(i64, Option<Signal>),
     /// The system refused, with this number of errno(3).
     Errno(i32),
     /// The command's exit status, as the shell has it (128 and the signal's number if a signal ended it).
@@ -109,6 +148,8 @@ pub struct Signal {
 pub const SIGBUS: i32 = 7;
 /// The code of a SIGBUS whose process consumed poison.
 pub const BUS_MCEERR_AR: i32 = 4;
+/// The code of a SIGBUS whose process has poison that it did not consume yet.
+pub const BUS_MCEERR_AO: i32 = 5;
 
 impl Signal {
     /// Whether the signal says that the process loaded poison at `address`: the code, and an area that holds it.
@@ -118,15 +159,36 @@ impl Signal {
     }
 }
 
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Signal { number, code, address, lsb, rip } = self;
+        write!(f, "{number} {code} {address:#x} {lsb} {rip:#x}")
+    }
+}
+
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Create(path, length) => write!(f, "create {} {length:#x}", field(path)),
-            Self::Map(path) => write!(f, "map {}", field(path)),
+            Self::Map(Source::File(path)) => write!(f, "map {}", field(path)),
+            Self::Map(Source::Anonymous(length)) => write!(f, "anonymous {length:#x}"),
+            Self::Map(Source::Huge(length)) => write!(f, "huge {length:#x}"),
             Self::Unmap => write!(f, "unmap"),
             Self::Locate(path, offset) => write!(f, "locate {} {offset:#x}", field(path)),
+            Self::Physical(offset) => write!(f, "physical {offset:#x}"),
+            Self::Process => write!(f, "process"),
+            Self::Fill(offset, length) => write!(f, "fill {offset:#x} {length:#x}"),
             Self::Load(offset) => write!(f, "load {offset:#x}"),
             Self::Store(offset, word) => write!(f, "store {offset:#x} {word:#x}"),
+            Self::Add(offset, word) => write!(f, "add {offset:#x} {word:#x}"),
+            Self::Copy(offset, length) => write!(f, "copy {offset:#x} {length:#x}"),
+            Self::Line(offset) => write!(f, "line {offset:#x}"),
+            Self::Execute(offset) => write!(f, "execute {offset:#x}"),
+            Self::Send(offset, length) => write!(f, "send {offset:#x} {length:#x}"),
+            Self::Receive(offset, length) => write!(f, "receive {offset:#x} {length:#x}"),
+            Self::Futex(offset) => write!(f, "futex {offset:#x}"),
+            Self::Early(on) => write!(f, "early {}", u8::from(*on)),
+            Self::Notice => write!(f, "notice"),
             Self::Scan(offset, length) => write!(f, "scan {offset:#x} {length:#x}"),
             Self::Read(path, offset, length) => write!(f, "read {} {offset:#x} {length:#x}", field(path)),
             Self::Write(path, offset, length) => write!(f, "write {} {offset:#x} {length:#x}", field(path)),
@@ -144,11 +206,25 @@ impl Request {
         let mut fields = Fields::new(line);
         let request = match fields.word()? {
             "create" => Self::Create(fields.path()?, fields.number()?),
-            "map" => Self::Map(fields.path()?),
+            "map" => Self::Map(Source::File(fields.path()?)),
+            "anonymous" => Self::Map(Source::Anonymous(fields.number()?)),
+            "huge" => Self::Map(Source::Huge(fields.number()?)),
             "unmap" => Self::Unmap,
             "locate" => Self::Locate(fields.path()?, fields.number()?),
+            "physical" => Self::Physical(fields.number()?),
+            "process" => Self::Process,
+            "fill" => Self::Fill(fields.number()?, fields.number()?),
             "load" => Self::Load(fields.number()?),
             "store" => Self::Store(fields.number()?, fields.number()?),
+            "add" => Self::Add(fields.number()?, fields.number()?),
+            "copy" => Self::Copy(fields.number()?, fields.number()?),
+            "line" => Self::Line(fields.number()?),
+            "execute" => Self::Execute(fields.number()?),
+            "send" => Self::Send(fields.number()?, fields.number()?),
+            "receive" => Self::Receive(fields.number()?, fields.number()?),
+            "futex" => Self::Futex(fields.number()?),
+            "early" => Self::Early(fields.number()? != 0),
+            "notice" => Self::Notice,
             "scan" => Self::Scan(fields.number()?, fields.number()?),
             "read" => Self::Read(fields.path()?, fields.number()?, fields.number()?),
             "write" => Self::Write(fields.path()?, fields.number()?, fields.number()?),
@@ -164,11 +240,12 @@ impl fmt::Display for Reply {
         match self {
             Self::Done => write!(f, "done"),
             Self::At(place) => write!(f, "at {place:#x}"),
+            Self::Process(number) => write!(f, "process {number}"),
             Self::Loaded { word, rip } => write!(f, "loaded {word:#x} {rip:#x}"),
             Self::Compared { good, bad } => write!(f, "compared {good} {bad}"),
-            Self::Signal(Signal { number, code, address, lsb, rip }) => {
-                write!(f, "signal {number} {code} {address:#x} {lsb} {rip:#x}")
-            }
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::Called(result, None) => write!(f, "called {result}"),
+            Self::Called(result, Some(signal)) => write!(f, "called {result} {signal}"),
             Self::Errno(number) => write!(f, "errno {number}"),
             Self::Exit(status) => write!(f, "exit {status}"),
             Self::Timeout => write!(f, "timeout"),
@@ -187,15 +264,14 @@ impl Reply {
         let reply = match fields.word()? {
             "done" => Self::Done,
             "at" => Self::At(fields.number()?),
+            "process" => Self::Process(fields.small()?),
             "loaded" => Self::Loaded { word: fields.number()?, rip: fields.number()? },
             "compared" => Self::Compared { good: fields.number()?, bad: fields.number()? },
-            "signal" => Self::Signal(Signal {
-                number: fields.small()?,
-                code: fields.small()?,
-                address: fields.number()?,
-                lsb: fields.small()?,
-                rip: fields.number()?,
-            }),
+            "signal" => Self::Signal(fields.signal()?),
+            "called" => {
+                let result = fields.small()?;
+                Self::Called(result, if fields.is_done() { None } else { Some(fields.signal()?) })
+            }
             "errno" => Self::Errno(fields.small()?),
             "exit" => Self::Exit(fields.small()?),
             "timeout" => Self::Timeout,
@@ -250,6 +326,20 @@ impl<'a> Fields<'a> {
         self.text().map(PathBuf::from)
     }
 
+    fn signal(&mut self) -> Result<Signal, String> {
+        Ok(Signal {
+            number: self.small()?,
+            code: self.small()?,
+            address: self.number()?,
+            lsb: self.small()?,
+            rip: self.number()?,
+        })
+    }
+
+    fn is_done(&self) -> bool {
+        self.fields.clone().next().is_none()
+    }
+
     fn end(mut self) -> Result<(), String> {
         match self.fields.next() {
             Some(word) => Err(format!("{word:?} is too much")),
@@ -267,9 +357,23 @@ mod tests {
         let path = || PathBuf::from("/mnt/a file\\\n");
         let requests = [
             Request::Create(path(), 1 << 20),
-            Request::Map(path()),
+            Request::Map(Source::File(path())),
+            Request::Map(Source::Anonymous(1 << 16)),
+            Request::Map(Source::Huge(1 << 21)),
             Request::Unmap,
             Request::Locate(path(), 0x1240),
+            Request::Physical(0x1240),
+            Request::Process,
+            Request::Fill(0x1000, 4096),
+            Request::Add(8, 1),
+            Request::Copy(0, 4096),
+            Request::Line(64),
+            Request::Execute(0x1000),
+            Request::Send(0, 4096),
+            Request::Receive(0, 4096),
+            Request::Futex(4),
+            Request::Early(true),
+            Request::Notice,
             Request::Load(8),
             Request::Store(8, u64::MAX),
             Request::Scan(0, 4096),
@@ -296,7 +400,10 @@ mod tests {
             Reply::At(0x7f00_0000_0000),
             Reply::Loaded { word: u64::MAX, rip: 0x40_1000 },
             Reply::Compared { good: 512, bad: 0 },
+            Reply::Process(77),
             Reply::Signal(signal),
+            Reply::Called(4096, None),
+            Reply::Called(-14, Some(signal)),
             Reply::Errno(5),
             Reply::Exit(-1),
             Reply::Timeout,

@@ -1,4 +1,4 @@
-//! The workload `map`: a process that maps a file and does what its driver asks, line by line.
+//! The workload `map`: a process that maps memory and does what its driver asks, line by line.
 //! The lines are described in [`aconite_agent::workload`].
 
 use std::fs::{File, OpenOptions};
@@ -11,10 +11,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aconite_agent::workload::{OUTPUT, Reply, Request, WORD, pattern, pattern_bytes};
+use aconite_agent::workload::{OUTPUT, Reply, Request, Signal, Source, WORD, pattern, pattern_bytes};
 
 use crate::sys;
-use crate::workload_probe::{self as probe, Mapping};
+use crate::workload_mapping::Mapping;
+use crate::workload_probe as probe;
 
 /// Output of one command beyond which it is dropped.
 const MOST_OUTPUT: u64 = 256 * 1024;
@@ -53,7 +54,7 @@ impl Workload {
     fn serve(&mut self, request: Request, output: &mut Vec<u8>) -> Reply {
         let result = match request {
             Request::Create(path, length) => create(&path, length),
-            Request::Map(path) => self.map(&path),
+            Request::Map(source) => self.map(&source),
             Request::Unmap => match self.mapping.take() {
                 Some(mapping) => mapping.undo().map(|()| Reply::Done),
                 None => return no_mapping(),
@@ -61,12 +62,16 @@ impl Workload {
             Request::Locate(path, offset) => {
                 File::open(path).and_then(|file| sys::locate(&file, offset)).map(Reply::At)
             }
-            Request::Load(offset) => return self.load(offset),
-            Request::Store(offset, word) => return self.store(offset, word),
-            Request::Scan(offset, length) => return self.scan(offset, length),
+            Request::Process => return Reply::Process(std::process::id()),
+            Request::Early(on) => sys::set_early_kill(on).map(|()| Reply::Done),
+            Request::Notice => return probe::notice().map_or(Reply::Done, Reply::Signal),
             Request::Read(path, offset, length) => read(&path, offset, length),
             Request::Write(path, offset, length) => write(&path, offset, length),
             Request::Run(seconds, command) => execute(&command, Duration::from_secs(seconds), output),
+            access => match &self.mapping {
+                Some(mapping) => touch(mapping, access),
+                None => return no_mapping(),
+            },
         };
         result.unwrap_or_else(|error| match error.raw_os_error() {
             Some(number) => Reply::Errno(number),
@@ -74,54 +79,65 @@ impl Workload {
         })
     }
 
-    fn map(&mut self, path: &Path) -> io::Result<Reply> {
-        let file = OpenOptions::new().read(true).write(true).open(path)?;
-        let mapping = Mapping::new(&file)?;
+    fn map(&mut self, source: &Source) -> io::Result<Reply> {
+        if let Some(old) = self.mapping.take() {
+            old.undo()?;
+        }
+        let mapping = Mapping::new(source)?;
         let address = mapping.address();
         self.mapping = Some(mapping);
         Ok(Reply::At(address))
     }
+}
 
-    fn load(&self, offset: u64) -> Reply {
-        let Some(mapping) = &self.mapping else { return no_mapping() };
-        match mapping.load(offset) {
-            Some(Ok((word, rip))) => Reply::Loaded { word, rip },
-            Some(Err(signal)) => Reply::Signal(signal),
-            None => no_word(offset),
+/// Serves what needs a mapping.
+fn touch(mapping: &Mapping, request: Request) -> io::Result<Reply> {
+    let loaded = |result: Result<(u64, u64), Signal>| match result {
+        Ok((word, rip)) => Reply::Loaded { word, rip },
+        Err(signal) => Reply::Signal(signal),
+    };
+    let done = |result: Result<(), Signal>| result.map_or_else(Reply::Signal, |()| Reply::Done);
+    let called = |(result, signal)| Reply::Called(result, signal);
+    let (offset, reply) = match request {
+        Request::Physical(offset) => (offset, mapping.physical(offset).transpose()?.map(Reply::At)),
+        Request::Fill(offset, length) => (offset, mapping.fill(offset, length).map(done)),
+        Request::Load(offset) => (offset, mapping.load(offset).map(loaded)),
+        Request::Store(offset, word) => (offset, mapping.store(offset, word).map(done)),
+        Request::Add(offset, word) => (offset, mapping.add(offset, word).map(loaded)),
+        Request::Copy(offset, length) => {
+            let compared = |bytes: Vec<u8>| compared(&bytes, offset, length);
+            (offset, mapping.copy(offset, length).map(|copy| copy.map_or_else(Reply::Signal, compared)))
+        }
+        Request::Line(_) if !sys::has_movdir64b() => {
+            return Ok(Reply::Wrong("The processor has no MOVDIR64B".into()));
+        }
+        Request::Line(offset) => (offset, mapping.line(offset).map(done)),
+        Request::Execute(offset) => (offset, mapping.execute(offset).transpose()?.map(done)),
+        Request::Send(offset, length) => (offset, mapping.send(offset, length).transpose()?.map(called)),
+        Request::Receive(offset, length) => {
+            (offset, mapping.receive(offset, length).transpose()?.map(called))
+        }
+        Request::Futex(offset) => (offset, mapping.futex(offset).map(called)),
+        Request::Scan(offset, length) => (offset, scan(mapping, offset, length)),
+        other => return Ok(Reply::Wrong(format!("{other} touches no mapping"))),
+    };
+    Ok(reply.unwrap_or_else(|| Reply::Wrong(format!("The mapping has nothing like it at {offset:#x}"))))
+}
+
+fn scan(mapping: &Mapping, offset: u64, length: u64) -> Option<Reply> {
+    let (mut good, mut bad) = (0, 0);
+    for at in (offset..offset.saturating_add(length)).step_by(WORD as usize) {
+        match mapping.load(at)? {
+            Ok((word, _)) if word == pattern(at) => good += 1,
+            Ok(_) => bad += 1,
+            Err(signal) => return Some(Reply::Signal(signal)),
         }
     }
-
-    fn store(&self, offset: u64, word: u64) -> Reply {
-        let Some(mapping) = &self.mapping else { return no_mapping() };
-        match mapping.store(offset, word) {
-            Some(Ok(())) => Reply::Done,
-            Some(Err(signal)) => Reply::Signal(signal),
-            None => no_word(offset),
-        }
-    }
-
-    fn scan(&self, offset: u64, length: u64) -> Reply {
-        let Some(mapping) = &self.mapping else { return no_mapping() };
-        let (mut good, mut bad) = (0, 0);
-        let end = offset.saturating_add(length);
-        for at in (offset..end).step_by(WORD as usize) {
-            match mapping.load(at) {
-                Some(Ok((word, _))) if word == pattern(at) => good += 1,
-                Some(Ok(_)) => bad += 1,
-                Some(Err(signal)) => return Reply::Signal(signal),
-                None => return no_word(at),
-            }
-        }
-        Reply::Compared { good, bad }
-    }
+    Some(Reply::Compared { good, bad })
 }
 
 fn no_mapping() -> Reply {
     Reply::Wrong("Nothing is mapped: ask for map first".into())
-}
-
-fn no_word(offset: u64) -> Reply {
-    Reply::Wrong(format!("The mapping has no word at {offset:#x}"))
 }
 
 fn create(path: &Path, length: u64) -> io::Result<Reply> {
@@ -134,12 +150,17 @@ fn create(path: &Path, length: u64) -> io::Result<Reply> {
 fn read(path: &Path, offset: u64, length: u64) -> io::Result<Reply> {
     let mut bytes = vec![0; size(length)?];
     let count = File::open(path)?.read_at(&mut bytes, offset)?;
-    let expected = pattern_bytes(offset, count);
+    Ok(compared(&bytes[..count], offset, length))
+}
+
+/// What `bytes`, read from `offset` of what has `length` bytes more, are made of.
+fn compared(bytes: &[u8], offset: u64, length: u64) -> Reply {
+    let expected = pattern_bytes(offset, bytes.len());
     let same = |(a, b): (&[u8], &[u8])| a == b;
-    let words = bytes[..count].chunks(WORD as usize).zip(expected.chunks(WORD as usize));
+    let words = bytes.chunks(WORD as usize).zip(expected.chunks(WORD as usize));
     let good = words.filter(|pair| same(*pair)).count() as u64;
     // What could not be read is not good.
-    Ok(Reply::Compared { good, bad: length.div_ceil(WORD) - good })
+    Reply::Compared { good, bad: length.div_ceil(WORD) - good }
 }
 
 fn write(path: &Path, offset: u64, length: u64) -> io::Result<Reply> {

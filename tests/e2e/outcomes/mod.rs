@@ -1,0 +1,92 @@
+//! The outcome table: what stock kernels make of memory errors, row by row, on every kind of machine.
+//!
+//! A row is an error and what is expected to come of it ([`table`]), a column a kernel, a kind of machine checks and a
+//! number of vCPUs ([`column`]). One guest goes through all rows of its column that it survives ([`subject`], [`story`]);
+//! those that end a machine have guests of their own. Results go to a file ([`report`]).
+
+mod column;
+mod report;
+mod story;
+mod subject;
+mod table;
+
+use column::Column;
+use report::{Cell, Verdict};
+use std::panic::{self, AssertUnwindSafe};
+use subject::Subject;
+use table::{Row, Run};
+
+/// What a row came to, in the words of the table; or why it could not be run.
+type Seen = Result<String, NotRun>;
+
+/// Why a row was not run: what the machine below lacks.
+#[derive(Debug)]
+struct NotRun(String);
+
+/// Runs all rows of a column in one guest, and writes down what came of each.
+fn run_column(column: Column) {
+    let mut subject = Subject::boot(column);
+    let mut cells = Vec::new();
+    for row in table::ROWS {
+        // A guest in an unknown state would only blame the rows that follow.
+        let result = panic::catch_unwind(AssertUnwindSafe(|| row.run(&mut subject)));
+        let cell = row.judge(&column, result);
+        eprintln!("{column}: {cell}");
+        let must_boot_again = matches!(cell.verdict, Verdict::Failed(_));
+        cells.push(cell);
+        if must_boot_again {
+            subject = Subject::boot(column);
+        }
+    }
+    subject.finish();
+    report::write(&column, cells);
+}
+
+impl Row {
+    fn run(&self, subject: &mut Subject) -> Seen {
+        match self.run {
+            Run::Access(place, act) => subject.access(place, act),
+            Run::Story(story) => story(subject),
+        }
+    }
+
+    /// Compares what was seen with what stands in the table.
+    fn judge(&self, column: &Column, result: std::thread::Result<Seen>) -> Cell {
+        let difference = self.differences.iter().find(|difference| difference.holds_for(column));
+        let expected = difference.map_or(self.expected, |difference| difference.expected);
+        let verdict = match &result {
+            Ok(Ok(seen)) if seen == expected => Verdict::Passed,
+            Ok(Ok(_)) => Verdict::Failed(format!("expected: {expected}")),
+            Ok(Err(NotRun(why))) => Verdict::NotRun(why.clone()),
+            Err(panic) => Verdict::Failed(report::panic_text(panic.as_ref())),
+        };
+        let seen = result.ok().and_then(Result::ok).unwrap_or_default();
+        let because = difference.map(|difference| format!("{}: {}", difference.function, difference.reason));
+        Cell { row: self.name.to_owned(), seen, verdict, because }
+    }
+}
+
+/// One test for each column.
+macro_rules! columns {
+    ($($(#[$attribute:meta])* $name:ident: $kernel:literal, $flavour:ident, $vcpus:literal;)*) => {
+        $(
+            #[test]
+            $(#[$attribute])*
+            fn $name() {
+                run_column(Column { kernel: $kernel, flavour: column::Flavour::$flavour, vcpus: $vcpus });
+            }
+        )*
+    };
+}
+
+columns! {
+    smca_2: "6.12", Smca, 2;
+    #[ignore = "wide"]
+    smca_1: "6.12", Smca, 1;
+    #[ignore = "wide"]
+    smca_4: "6.12", Smca, 4;
+    #[ignore = "wide"]
+    smca_6_1: "6.1", Smca, 2;
+    #[ignore = "wide"]
+    smca_7: "7.x", Smca, 2;
+}
