@@ -7,7 +7,6 @@ mod api;
 mod boot;
 mod clocks;
 mod doctor;
-mod errors;
 mod hostile;
 mod input;
 mod mapped;

@@ -1,7 +1,7 @@
 //! Memory that goes away: what the kernel lets go of, who still touches it, and what comes in its place.
 
+use aconite_tests::Run;
 use aconite_tests::machine::PMEM;
-use aconite_tests::{Machine, Run};
 use serde_json::json;
 use std::fs;
 
@@ -56,7 +56,10 @@ fn an_idle_device_is_replaced_on_6_1() {
 }
 
 /// A kernel from 7.0 on does not let go: the removal is refused with its reason, and nothing changes.
-pub fn refused(guest: &mut Machine) {
+#[test]
+fn a_removal_is_refused_on_7() {
+    let mut guest = Run::kernel("7.x").pmem("size=1G,id=p0").tools(&["dd"]).shell();
+    guest.until_ok("test -b /dev/pmem0", PMEM);
     let before = guest.last_event();
     for mode in ["--surprise", "--eject"] {
         let refused = guest.ctl_refused(&["remove", "p0", mode]);
@@ -67,4 +70,5 @@ pub fn refused(guest: &mut Machine) {
     assert_eq!(guest.events_named(before, "removal"), Vec::<serde_json::Value>::new());
     assert_eq!(guest.device("p0")["state"], "present");
     guest.ok("/usr/bin/dd if=/dev/pmem0 of=/dev/null bs=4096 count=1 iflag=direct");
+    guest.finish("exit 0").assert_ended(0, "power_off");
 }

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::ptr;
 
@@ -203,6 +203,7 @@ fn length(path: &Path, file: &File) -> io::Result<u64> {
 mod tests {
     use super::*;
     use aconite_agent::workload::pattern;
+    use std::os::unix::fs::FileExt;
 
     fn file(name: &str, length: u64) -> (std::path::PathBuf, File) {
         let path = std::env::temp_dir().join(format!("aconite-{name}-{}", std::process::id()));

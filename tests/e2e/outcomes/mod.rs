@@ -28,11 +28,14 @@ fn run_column(column: Column) {
     let mut subject = Subject::boot(column);
     let mut cells = Vec::new();
     for row in table::ROWS {
-        // A guest in an unknown state would only blame the rows that follow.
         let result = panic::catch_unwind(AssertUnwindSafe(|| row.run(&mut subject)));
+        // A guest in an unknown state would only blame the rows that follow.
+        let must_boot_again = result.is_err();
+        if must_boot_again {
+            report::keep_log(&column, row.name, &subject.guest);
+        }
         let cell = row.judge(&column, result);
         eprintln!("{column}: {cell}");
-        let must_boot_again = matches!(cell.verdict, Verdict::Failed(_));
         cells.push(cell);
         if must_boot_again {
             subject = Subject::boot(column);

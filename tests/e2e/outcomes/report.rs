@@ -3,6 +3,7 @@
 //! `target/errors/outcomes/COLUMN.json` and `target/errors/outcomes.txt`.
 
 use super::column::Column;
+use aconite_tests::Machine;
 use serde_json::{Value, json};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -57,13 +58,28 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without words").to_owned()
 }
 
+fn directory() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("../errors")
+}
+
+/// Keeps what the guest and the monitor said when a row went wrong: `target/errors/outcomes/COLUMN ROW.log`.
+pub fn keep_log(column: &Column, row: &str, guest: &Machine) {
+    let dir = directory().join("outcomes");
+    let events: Vec<String> = guest.record().events().iter().map(ToString::to_string).collect();
+    let text = format!("{}\n---- events\n{}\n", guest.record().console(), events.join("\n"));
+    let path = dir.join(format!("{column} {row}.log"));
+    if let Err(error) = fs::create_dir_all(&dir).and_then(|()| fs::write(&path, text)) {
+        eprintln!("{}: {error}", path.display());
+    }
+}
+
 /// Writes down a column, and the table of all columns.
 ///
 /// # Panics
 /// A row failed, or nothing can be written.
 #[track_caller]
 pub fn write(column: &Column, cells: Vec<Cell>) {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../errors");
+    let dir = directory();
     let parts = dir.join("outcomes");
     fs::create_dir_all(&parts).expect("a directory for the report");
     let lock = File::create(dir.join("outcomes.lock")).expect("a lock");
@@ -93,6 +109,7 @@ fn read(parts: &Path) -> BTreeMap<String, Vec<Value>> {
     let paths: Vec<PathBuf> =
         fs::read_dir(parts).expect("the parts").map(|entry| entry.expect("a part").path()).collect();
     let part = |path: &PathBuf| {
+        path.extension().filter(|extension| *extension == "json")?;
         let name = path.file_stem()?.to_string_lossy().into_owned();
         Some((name, serde_json::from_slice(&fs::read(path).ok()?).ok()?))
     };
