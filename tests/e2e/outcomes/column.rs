@@ -7,13 +7,22 @@ use std::fmt;
 pub enum Flavour {
     /// AMD with scalable MCA: a bank of the memory controller, known by its IPID.
     Smca,
+    /// AMD before that: the bank of the northbridge.
+    Legacy,
+    /// Intel, each error told to the processor that met it.
+    IntelLmce,
+    /// Intel, each error told to all processors.
+    IntelBroadcast,
 }
 
 impl Flavour {
     /// The options of the monitor that make it.
     pub fn options(self) -> &'static [&'static str] {
         match self {
-            Self::Smca => &[],
+            Self::Smca => &["--cpu", "mca=smca"],
+            Self::Legacy => &["--cpu", "mca=legacy"],
+            Self::IntelLmce => &["--cpu", "vendor=intel"],
+            Self::IntelBroadcast => &["--cpu", "vendor=intel,lmce=off"],
         }
     }
 }
@@ -22,6 +31,9 @@ impl fmt::Display for Flavour {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Smca => "amd-smca",
+            Self::Legacy => "amd-legacy",
+            Self::IntelLmce => "intel-lmce",
+            Self::IntelBroadcast => "intel-broadcast",
         })
     }
 }

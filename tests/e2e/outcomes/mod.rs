@@ -83,13 +83,42 @@ macro_rules! columns {
 }
 
 columns! {
-    smca_2: "6.12", Smca, 2;
     #[ignore = "wide"]
     smca_1: "6.12", Smca, 1;
+    smca_2: "6.12", Smca, 2;
     #[ignore = "wide"]
     smca_4: "6.12", Smca, 4;
     #[ignore = "wide"]
+    legacy_1: "6.12", Legacy, 1;
+    #[ignore = "wide"]
+    legacy_2: "6.12", Legacy, 2;
+    #[ignore = "wide"]
+    legacy_4: "6.12", Legacy, 4;
+    #[ignore = "wide"]
+    lmce_1: "6.12", IntelLmce, 1;
+    lmce_2: "6.12", IntelLmce, 2;
+    #[ignore = "wide"]
+    lmce_4: "6.12", IntelLmce, 4;
+    #[ignore = "wide"]
+    broadcast_1: "6.12", IntelBroadcast, 1;
+    #[ignore = "wide"]
+    broadcast_2: "6.12", IntelBroadcast, 2;
+    #[ignore = "wide"]
+    broadcast_4: "6.12", IntelBroadcast, 4;
+    #[ignore = "wide"]
     smca_6_1: "6.1", Smca, 2;
     #[ignore = "wide"]
+    legacy_6_1: "6.1", Legacy, 2;
+    #[ignore = "wide"]
+    lmce_6_1: "6.1", IntelLmce, 2;
+    #[ignore = "wide"]
+    broadcast_6_1: "6.1", IntelBroadcast, 2;
+    #[ignore = "wide"]
     smca_7: "7.x", Smca, 2;
+    #[ignore = "wide"]
+    legacy_7: "7.x", Legacy, 2;
+    #[ignore = "wide"]
+    lmce_7: "7.x", IntelLmce, 2;
+    #[ignore = "wide"]
+    broadcast_7: "7.x", IntelBroadcast, 2;
 }

@@ -1,6 +1,6 @@
 //! The guest of a column, and one access to bad memory in it.
 
-use super::column::Column;
+use super::column::{Column, Flavour};
 use super::table::{Act, Place};
 use super::{NotRun, Seen};
 use aconite_agent::workload::{
@@ -10,6 +10,7 @@ use aconite_tests::machine::PMEM;
 use aconite_tests::workload::Workload;
 use aconite_tests::{Machine, Run};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub const PAGE: u64 = 4096;
@@ -228,11 +229,14 @@ impl Subject {
                 .any(|check| hex(&check["address"]) == gpa & !63 && check["vcpu"] == trap["vcpu"]);
             assert!(delivered, "the vCPU that met the line got its machine check: {events:?}");
         }
-        if let Some(signal) = reply.signal() {
-            if let (Reply::Signal(_), Some(trap)) = (reply, traps.first()) {
-                assert_eq!(hex(&trap["rip"]), signal.rip, "monitor and kernel name one instruction");
-                assert_eq!(trap["cpl"], 3, "{trap}");
-            }
+        if self.column.flavour == Flavour::IntelBroadcast && !traps.is_empty() {
+            let told: BTreeSet<u64> =
+                named("mce_delivered").filter_map(|check| check["vcpu"].as_u64()).collect();
+            assert_eq!(told.len() as u32, self.column.vcpus, "every processor is told: {events:?}");
+        }
+        if let (Reply::Signal(signal), Some(trap)) = (reply, traps.first()) {
+            assert_eq!(hex(&trap["rip"]), signal.rip, "monitor and kernel name one instruction");
+            assert_eq!(trap["cpl"], 3, "{trap}");
         }
         traps.len()
     }
@@ -284,8 +288,6 @@ impl Act {
 trait InWords {
     /// Whether a good line gives this.
     fn is_good(&self, offset: u64) -> bool;
-    /// The signal in it.
-    fn signal(&self) -> Option<&Signal>;
     /// The whole of it.
     fn in_words(&self, mapping: u64, offset: u64) -> String;
 }
@@ -298,13 +300,6 @@ impl InWords for Reply {
             Self::Done | Self::Called(0.., None) => true,
             Self::Called(result, None) => *result == -EAGAIN,
             _ => false,
-        }
-    }
-
-    fn signal(&self) -> Option<&Signal> {
-        match self {
-            Self::Signal(signal) | Self::Called(_, Some(signal)) => Some(signal),
-            _ => None,
         }
     }
 

@@ -4,7 +4,7 @@ use super::guest::Guest;
 use super::program::{Program, number};
 use super::report::{Check, Report};
 use super::words::{bad_blocks, done, plain, show_stale, word};
-use aconite_agent::workload::{Reply, Request, Signal, WORD, pattern_bytes};
+use aconite_agent::workload::{Reply, Request, Signal, Source, WORD, pattern_bytes};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::fs::File;
@@ -153,7 +153,9 @@ impl<'a> Story<'a> {
             Reply::Done => {}
             reply => bail!("{FILE} could not be written: {reply}"),
         }
-        let Reply::At(mapping) = guest.ask(&Request::Map(path()))? else { bail!("{FILE} cannot be mapped") };
+        let Reply::At(mapping) = guest.ask(&Request::Map(Source::File(path())))? else {
+            bail!("{FILE} cannot be mapped")
+        };
         let words = FILE_LENGTH / WORD;
         let outcome = match guest.ask(&Request::Scan(0, FILE_LENGTH))? {
             Reply::Compared { good, bad: 0 } if good == words => {
