@@ -59,6 +59,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod run;
+pub mod sidefile;
 pub mod state;
 pub mod units;
 pub mod x86;

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::chain;
-use super::dimm::{self, DimmError};
+use super::dimm::{self, DimmError, Kept};
 use super::media::RegionMedia;
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
@@ -27,6 +27,7 @@ use crate::fault::StaleLog;
 use crate::kvm::{Held, KvmError, Slot, Vm};
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{AddressSpace, Backing, LINE_SIZE, MapError, Region, RegionKind, SpaceError};
+use crate::sidefile::{Content, SideFileError};
 
 /// Persistence that the platform capabilities promise: a store is durable once it has left the CPU cache
 /// for the file's page, and the flush hint writes that back.
@@ -55,6 +56,9 @@ pub enum MemoryError {
     /// Its DIMM.
     #[error(transparent)]
     Dimm(#[from] DimmError),
+    /// What it keeps beside its data.
+    #[error(transparent)]
+    SideFile(#[from] SideFileError),
 }
 
 /// Where a unit may be.
@@ -151,6 +155,10 @@ impl MemoryDevices {
             }
             PmemSource::File { path, .. } => backing::open(path, size, !pmem.readonly, checked.create)?,
         };
+        let kept = match &pmem.source {
+            PmemSource::Memory(_) => Kept::Here(Content::default()),
+            PmemSource::File { path, .. } => Kept::of_file(path, size, pmem.readonly, checked.create)?,
+        };
         let backing = Backing { file, offset: 0, writable: !pmem.readonly };
         let region = Arc::new(Region::new(&pmem.id, RegionKind::Pmem, window.range.start, size, backing)?);
         let firmware = firmware(pmem, size, unit, &window);
@@ -161,7 +169,7 @@ impl MemoryDevices {
             size,
             firmware.fit(PERSISTENCE),
             media,
-            dimm::power_on(pmem)?,
+            dimm::power_on(pmem, &kept)?,
         ))?;
         self.space.insert(region.clone())?;
         let slot = match self.vm.map(&region) {

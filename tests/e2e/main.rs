@@ -7,6 +7,7 @@ mod api;
 mod boot;
 mod clocks;
 mod doctor;
+mod firmware;
 mod hostile;
 mod input;
 mod mapped;
