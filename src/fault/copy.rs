@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn bytes_are_filled_and_copied_behind_a_guard() {
         let (space, region) = space();
-        region.poison(0x2000..0x2001, 10).unwrap();
+        region.poison(&[0x2000..0x2001], 10).unwrap();
         assert!(carry_out(&space, &bulk(None, BASE + 0x2100, 4, 4)));
         assert_eq!(region.read_u64(0x2100), Some(0x5566_7788_5566_7788));
         assert!(carry_out(&space, &bulk(Some(BASE + 0x2100), BASE + 0x10, 16, 1)));

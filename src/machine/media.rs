@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use aconite_devices::nvdimm::Media;
 
-use super::poison::{MOST_RANGES, byte_range};
+use super::poison::byte_range;
 use crate::command::{ClearedBy, Event, EventBus};
 use crate::memory::Region;
 
@@ -40,9 +40,8 @@ impl Media for RegionMedia {
 
     fn clear(&self, range: Range<u64>) -> u64 {
         let offsets = self.offsets(&range);
-        let bad = self.region.poisoned(offsets.clone(), MOST_RANGES);
-        match self.region.clean(offsets.clone()) {
-            Ok(_) => {
+        match self.region.clean(std::slice::from_ref(&offsets)) {
+            Ok(bad) => {
                 if !bad.is_empty() {
                     self.events.publish(Event::PoisonCleared {
                         device: self.region.name().to_owned(),

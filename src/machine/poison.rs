@@ -8,7 +8,7 @@ use super::memory::MemoryDevices;
 use crate::command::{ClearedBy, Error, ErrorCode, Event, PoisonAdded, PoisonCleared, PoisonState};
 use crate::kvm::Held;
 use crate::layout;
-use crate::memory::{AddressSpace, GuardError, LINE_SIZE, Region, RegionKind, round_out};
+use crate::memory::{AddressSpace, GuardError, LINE_SIZE, RangeSet, Region, RegionKind, round_out};
 use crate::units::ByteRange;
 
 /// The id of all RAM, whose offsets are guest-physical addresses. No device can have it.
@@ -17,6 +17,8 @@ pub const RAM: &str = "ram";
 pub const MOST_RANGES: usize = 100_000;
 /// Maps that are left for everything but guards.
 const SPARE_MAPS: usize = 1000;
+/// Maps that a run of guarded pages adds: itself, and what lies behind it.
+const MAPS_PER_RUN: usize = 2;
 
 /// What an id names: the memory of a device, or all of RAM.
 struct Target {
@@ -74,28 +76,36 @@ impl Target {
     }
 }
 
+/// Parts of one region, by offset in it.
+struct Share {
+    region: Arc<Region>,
+    ranges: Vec<Range<u64>>,
+}
+
+/// Gathers the parts of each region.
+fn by_region(pieces: &[Piece<'_>]) -> Vec<Share> {
+    let mut shares: Vec<Share> = Vec::new();
+    for piece in pieces {
+        match shares.iter_mut().find(|share| share.region.gpa() == piece.region.gpa()) {
+            Some(share) => share.ranges.push(piece.range.clone()),
+            None => shares.push(Share { region: piece.region.clone(), ranges: vec![piece.range.clone()] }),
+        }
+    }
+    shares
+}
+
 impl MemoryDevices {
     /// Poisons `ranges` of a device or of RAM, all or none.
     pub fn poison(&self, _held: &Held, id: &str, ranges: &[ByteRange]) -> Result<PoisonAdded, Error> {
         let target = self.target(id, true)?;
         let pieces = target.pieces(ranges, &self.space)?;
-        let limit = guard_limit();
-        let before: Vec<_> = pieces
+        self.arm(&by_region(&pieces))?;
+        let armed: RangeSet = pieces
             .iter()
-            .map(|piece| piece.region.poisoned(round_out(piece.range.clone(), LINE_SIZE), usize::MAX))
+            .map(|piece| piece.named(round_out(piece.range.clone(), LINE_SIZE)))
+            .map(|range| range.offset.0..range.offset.0 + range.length)
             .collect();
-        let mut armed = Vec::new();
-        for (index, piece) in pieces.iter().enumerate() {
-            match piece.region.poison(piece.range.clone(), limit) {
-                Ok(lines) => armed.push(piece.named(lines)),
-                Err(error) => {
-                    for (undone, kept) in pieces[..index].iter().zip(&before) {
-                        undo(undone, kept, limit);
-                    }
-                    return Err(guard_error(error));
-                }
-            }
-        }
+        let armed: Vec<_> = armed.iter().map(byte_range).collect();
         self.events.publish(Event::PoisonAdded { device: id.to_owned(), ranges: armed.clone() });
         Ok(PoisonAdded {
             device: id.to_owned(),
@@ -104,6 +114,33 @@ impl MemoryDevices {
             armed,
             granularity: LINE_SIZE,
         })
+    }
+
+    fn arm(&self, shares: &[Share]) -> Result<(), Error> {
+        let maps = guard_limit();
+        let mut done: Vec<(&Share, Vec<Range<u64>>)> = Vec::new();
+        for share in shares {
+            let limit = maps.saturating_sub(self.runs_beside(&share.region));
+            match share.region.poison(&share.ranges, limit) {
+                Ok(fresh) => done.push((share, fresh)),
+                Err(error) => {
+                    for (share, fresh) in done {
+                        if let Err(error) = share.region.clean(&fresh) {
+                            let device = share.region.name();
+                            tracing::error!(%error, device, "poison could not be taken back");
+                        }
+                    }
+                    return Err(guard_error(error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs of guarded pages that the other regions cost.
+    fn runs_beside(&self, region: &Region) -> usize {
+        let others = self.space.regions().into_iter().filter(|other| other.gpa() != region.gpa());
+        others.map(|other| other.guard_state().runs).sum()
     }
 
     /// The poison of a device or of RAM.
@@ -138,11 +175,12 @@ impl MemoryDevices {
             .collect();
         let ranges = ranges.unwrap_or(&whole);
         let mut cleared = Vec::new();
-        for piece in target.pieces(ranges, &self.space)? {
-            let lines = round_out(piece.range.clone(), LINE_SIZE);
-            let bad = piece.region.poisoned(lines.clone(), MOST_RANGES);
-            cleared.extend(bad.into_iter().map(|r| piece.named(r)));
-            piece.region.clean(lines).map_err(guard_error)?;
+        for share in by_region(&target.pieces(ranges, &self.space)?) {
+            let lines: Vec<_> =
+                share.ranges.iter().map(|range| round_out(range.clone(), LINE_SIZE)).collect();
+            let bad = share.region.clean(&lines).map_err(guard_error)?;
+            let whole = Piece { region: &share.region, range: 0..0 };
+            cleared.extend(bad.into_iter().map(|range| whole.named(range)));
         }
         if !cleared.is_empty() {
             self.events.publish(Event::PoisonCleared {
@@ -205,38 +243,41 @@ fn not_ram(range: &ByteRange, space: &AddressSpace) -> Error {
     )
 }
 
-/// Puts the poison of a piece back to what it was.
-fn undo(piece: &Piece<'_>, before: &[Range<u64>], limit: usize) {
-    let region = piece.region;
-    let result = region
-        .clean(round_out(piece.range.clone(), LINE_SIZE))
-        .and_then(|_| before.iter().try_for_each(|kept| region.poison(kept.clone(), limit).map(|_| ())));
-    if let Err(error) = result {
-        tracing::error!(%error, device = region.name(), "poison could not be taken back");
-    }
-}
-
 /// A range as requests and events name it.
 pub fn byte_range(range: Range<u64>) -> ByteRange {
     ByteRange::new(range.start, range.end - range.start)
 }
 
 fn guard_error(error: GuardError) -> Error {
-    let code = match &error {
-        GuardError::OutOfRange { .. } => ErrorCode::OutsideDevice,
-        GuardError::Departed { .. } => ErrorCode::WrongDeviceState,
-        GuardError::TooScattered { .. } | GuardError::Map(_) => ErrorCode::HostLimit,
+    let (code, remedy) = match &error {
+        GuardError::OutOfRange { .. } => (ErrorCode::OutsideDevice, "name bytes of the device".to_owned()),
+        GuardError::Departed { .. } => {
+            (ErrorCode::WrongDeviceState, "name a device that is present".to_owned())
+        }
+        GuardError::TooScattered { wanted, .. } => (
+            ErrorCode::HostLimit,
+            format!(
+                "poison fewer lines, or lines closer to each other, or set vm.max_map_count of the host to {} or more",
+                wanted * MAPS_PER_RUN + SPARE_MAPS
+            ),
+        ),
+        GuardError::Keep { .. } => {
+            (ErrorCode::HostLimit, "make room where the poison is kept, or start without --state".to_owned())
+        }
+        GuardError::Map(_) => {
+            (ErrorCode::HostLimit, "poison fewer or adjacent lines, or raise vm.max_map_count".to_owned())
+        }
     };
-    Error::new(code, chain(&error), "poison fewer or adjacent lines, or raise vm.max_map_count")
+    Error::new(code, chain(&error), remedy)
 }
 
-/// Separate runs of guarded pages that this host allows: each may split a map in three.
+/// Separate runs of guarded pages that this host allows.
 fn guard_limit() -> usize {
     let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count")
         .ok()
         .and_then(|text| text.trim().parse::<usize>().ok())
         .unwrap_or(65_530);
-    maps.saturating_sub(SPARE_MAPS) / 2
+    maps.saturating_sub(SPARE_MAPS) / MAPS_PER_RUN
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::PAGE_SIZE;
+
 /// Why a file cannot hold guest memory.
 #[derive(Debug, Error)]
 pub enum BackingError {
@@ -80,6 +82,17 @@ pub fn lock(file: &File, exclusive: bool) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Bytes of the smallest page that a map of `file` can have: that of the processor, or of its hugetlbfs.
+pub fn smallest_page(file: &File) -> io::Result<u64> {
+    // SAFETY: all-zero is a valid `statfs`.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open and the structure outlives the call.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(if stat.f_type == libc::HUGETLBFS_MAGIC { stat.f_bsize as u64 } else { PAGE_SIZE })
 }
 
 #[cfg(test)]

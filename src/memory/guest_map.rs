@@ -11,6 +11,13 @@ use thiserror::Error;
 /// Bytes in the smallest page, the unit of protection.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// Bytes in a large page, which a processor maps by one entry if the file's pages allow.
+pub const LARGE: u64 = 2 << 20;
+
+/// Advice that puts guard marks into page tables, and takes them away (include/uapi/asm-generic/mman-common.h).
+const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
+
 /// What went wrong with a map.
 #[derive(Debug, Error)]
 pub enum MapError {
@@ -29,6 +36,16 @@ pub enum MapError {
         len: u64,
         /// Offset in the file.
         offset: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Pages could not be marked as guards, or their marks not be taken away.
+    #[error("Cannot change the guard marks of pages {start:#x} to {end:#x}")]
+    Mark {
+        /// First byte, as an offset in the map.
+        start: u64,
+        /// End, as an offset in the map.
+        end: u64,
         /// The system's answer.
         source: io::Error,
     },
@@ -53,6 +70,8 @@ pub struct GuestMap {
     base: NonNull<u8>,
     len: usize,
     prot: i32,
+    /// What is mapped, and from where on; none once it has vanished.
+    file: Option<(File, u64)>,
 }
 
 // SAFETY: the pointer is only used for system calls on the range it owns, and for `fill`, which needs
@@ -111,9 +130,9 @@ impl GuestMap {
             unsafe { libc::munmap(base as *mut libc::c_void, len as usize) };
             return Err(MapError::Map { len, offset, source });
         };
-        let map = Self { base, len: len as usize, prot };
-        map.advise(libc::MADV_HUGEPAGE);
-        map.advise(libc::MADV_DONTDUMP);
+        let kept = file.try_clone().map_err(|source| MapError::Map { len, offset, source })?;
+        let map = Self { base, len: len as usize, prot, file: Some((kept, offset)) };
+        map.advise_all(0..len);
         Ok(map)
     }
 
@@ -142,6 +161,53 @@ impl GuestMap {
         self.protect(pages, self.prot)
     }
 
+    /// Makes every access to `pages` fail with EFAULT in KVM_RUN, by marks in the page tables instead of protection.
+    ///
+    /// The host must be Linux 6.15 or newer, and the file none of hugetlbfs (`madvise_guard_install` in mm/madvise.c).
+    pub fn mark(&self, pages: Range<u64>) -> Result<(), MapError> {
+        self.madvise(pages.clone(), MADV_GUARD_INSTALL).map_err(|source| MapError::Mark {
+            start: pages.start,
+            end: pages.end,
+            source,
+        })
+    }
+
+    /// Undoes [`Self::mark`].
+    pub fn unmark(&self, pages: Range<u64>) -> Result<(), MapError> {
+        self.madvise(pages.clone(), MADV_GUARD_REMOVE).map_err(|source| MapError::Mark {
+            start: pages.start,
+            end: pages.end,
+            source,
+        })
+    }
+
+    /// Maps `blocks`, whole blocks of [`LARGE`] bytes in which no page is shut or marked, anew, so that the next touch
+    /// can map them large: a small page in a block leaves a page table behind that keeps it from that. Whoever touches
+    /// a block meanwhile waits; KVM's own mappings of it go too.
+    pub fn renew(&self, blocks: Range<u64>) -> Result<(), MapError> {
+        self.check(&blocks);
+        let Some((file, offset)) = &self.file else { return Ok(()) };
+        let len = blocks.end - blocks.start;
+        let offset = offset + blocks.start;
+        // SAFETY: replaces a part of our own range by what it was mapped from.
+        let mapped = unsafe {
+            libc::mmap(
+                self.base.as_ptr().add(blocks.start as usize).cast(),
+                len as usize,
+                self.prot,
+                libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(MapError::Map { len, offset, source: io::Error::last_os_error() });
+        }
+        // With the same advice as before it merges with its neighbours.
+        self.advise_all(blocks);
+        Ok(())
+    }
+
     /// Puts inaccessible anonymous memory in place of the file: what the map held is out of reach.
     pub fn vanish(&mut self) -> Result<(), MapError> {
         // SAFETY: replaces exactly our own range.
@@ -160,6 +226,7 @@ impl GuestMap {
             return Err(MapError::Map { len: self.len as u64, offset: 0, source });
         }
         self.prot = libc::PROT_READ | libc::PROT_WRITE;
+        self.file = None;
         Ok(())
     }
 
@@ -177,23 +244,21 @@ impl GuestMap {
     /// Shuts a page opened by [`Self::fill_with_ones`] and drops its content.
     pub fn forget(&self, page: u64) -> Result<(), MapError> {
         self.shut(page..page + PAGE_SIZE)?;
-        // SAFETY: a page of our own range, anonymous since `vanish`.
-        unsafe {
-            libc::madvise(
-                self.base.as_ptr().add(page as usize).cast(),
-                PAGE_SIZE as usize,
-                libc::MADV_DONTNEED,
-            );
-        }
+        // Advice that is not taken leaves ones in a page that is to be filled with them anyway.
+        let _ = self.madvise(page..page + PAGE_SIZE, libc::MADV_DONTNEED);
         Ok(())
     }
 
-    fn protect(&self, pages: Range<u64>, prot: i32) -> Result<(), MapError> {
+    fn check(&self, pages: &Range<u64>) {
         assert!(
             pages.start <= pages.end && pages.end <= self.len as u64 && pages.start.is_multiple_of(PAGE_SIZE),
             "pages {pages:x?} of a map of {:#x} bytes",
             self.len
         );
+    }
+
+    fn protect(&self, pages: Range<u64>, prot: i32) -> Result<(), MapError> {
+        self.check(&pages);
         // SAFETY: the range was just checked to lie in our own map.
         let result = unsafe {
             libc::mprotect(
@@ -209,9 +274,20 @@ impl GuestMap {
         Ok(())
     }
 
-    fn advise(&self, advice: i32) {
-        // SAFETY: advice on our own range; a refusal changes nothing but speed or the size of a dump.
-        unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) };
+    fn madvise(&self, pages: Range<u64>, advice: i32) -> io::Result<()> {
+        self.check(&pages);
+        let len = (pages.end - pages.start) as usize;
+        // SAFETY: the range was just checked to lie in our own map, through which nothing in the monitor reads.
+        let result =
+            unsafe { libc::madvise(self.base.as_ptr().add(pages.start as usize).cast(), len, advice) };
+        if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// A refusal changes nothing but speed or the size of a dump.
+    fn advise_all(&self, range: Range<u64>) {
+        for advice in [libc::MADV_HUGEPAGE, libc::MADV_DONTDUMP] {
+            let _ = self.madvise(range.clone(), advice);
+        }
     }
 }
 

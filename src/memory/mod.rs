@@ -5,14 +5,18 @@
 //! punched to make poison.
 
 pub mod backing;
+mod guard;
 mod guest_map;
+mod keeper;
 mod poison;
 mod ranges;
 mod region;
 mod space;
 
-pub use guest_map::{GuestMap, MapError, PAGE_SIZE};
-pub use poison::{LINE_SIZE, PoisonMap, round_out};
+pub use guard::GuardMethod;
+pub use guest_map::{GuestMap, LARGE, MapError, PAGE_SIZE};
+pub use keeper::PoisonKeeper;
+pub use poison::{LINE_SIZE, PoisonChange, PoisonMap, round_in, round_out};
 pub use ranges::RangeSet;
-pub use region::{Backing, GuardError, Region, RegionKind};
+pub use region::{Backing, GuardError, GuardState, Region, RegionKind};
 pub use space::{AddressSpace, DmaMemory, SpaceError};

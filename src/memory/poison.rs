@@ -7,10 +7,28 @@ use super::{PAGE_SIZE, RangeSet};
 /// Bytes in a cache line, the unit in which memory is poisoned.
 pub const LINE_SIZE: u64 = 64;
 
-/// The poisoned lines of one region, by offset from its start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The poisoned lines of one region, by offset from its start, and the pages that hold one.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoisonMap {
     lines: RangeSet,
+    /// Units of `unit` bytes that hold a poisoned line.
+    pages: RangeSet,
+    unit: u64,
+}
+
+/// What a change of a [`PoisonMap`] came to, in order of offset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoisonChange {
+    /// Lines that are poisoned and were not, or the other way round.
+    pub lines: Vec<Range<u64>>,
+    /// Pages that hold poison and held none, or the other way round.
+    pub pages: Vec<Range<u64>>,
+}
+
+impl Default for PoisonMap {
+    fn default() -> Self {
+        Self::new(PAGE_SIZE)
+    }
 }
 
 /// Rounds `range` outward to whole units of `unit` bytes.
@@ -19,26 +37,64 @@ pub fn round_out(range: Range<u64>, unit: u64) -> Range<u64> {
     range.start - range.start % unit..end - end % unit
 }
 
+/// The whole lines within `range`; an empty range if there is none.
+pub fn round_in(range: Range<u64>) -> Range<u64> {
+    let start = range.start.next_multiple_of(LINE_SIZE);
+    start..(range.end - range.end % LINE_SIZE).max(start)
+}
+
 impl PoisonMap {
-    /// Poisons every line that `range` touches, and returns those lines as a byte range.
-    pub fn add(&mut self, range: Range<u64>) -> Range<u64> {
-        let lines = round_out(range, LINE_SIZE);
-        self.lines.insert(lines.clone());
-        lines
+    /// No poison, in a region whose pages can be guarded in units of `unit` bytes.
+    pub fn new(unit: u64) -> Self {
+        Self { lines: RangeSet::default(), pages: RangeSet::default(), unit }
     }
 
-    /// Cleans every line that lies wholly in `range`, and returns how many bytes were poisoned there.
+    /// Poisons every line that `ranges` touch.
+    pub fn add(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> PoisonChange {
+        let mut change = PoisonChange::default();
+        for range in ranges {
+            let lines = round_out(range, LINE_SIZE);
+            if lines.is_empty() {
+                continue;
+            }
+            change.lines.extend(self.lines.missing(lines.clone()));
+            let pages = round_out(lines.clone(), self.unit);
+            change.pages.extend(self.pages.missing(pages.clone()));
+            self.lines.insert(lines);
+            self.pages.insert(pages);
+        }
+        change
+    }
+
+    /// Cleans every line that lies wholly in one of `ranges`.
     ///
     /// A line of which only a part is named stays as it is: its other bytes are still lost.
-    pub fn clear(&mut self, range: Range<u64>) -> u64 {
-        let start = range.start.next_multiple_of(LINE_SIZE);
-        let end = range.end - range.end % LINE_SIZE;
-        if start >= end {
-            return 0;
+    pub fn clear(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> PoisonChange {
+        let mut change = PoisonChange::default();
+        for range in ranges {
+            let lines = round_in(range);
+            let first = change.lines.len();
+            change.lines.extend(self.lines.within(lines.clone()));
+            self.lines.remove(lines);
+            let mut looked = 0;
+            for cleared in &change.lines[first..] {
+                let pages = round_out(cleared.clone(), self.unit);
+                // Only the ends can hold other lines; a page that the run before ended in has been looked at.
+                for page in [pages.start, pages.end - self.unit] {
+                    if page >= looked && !self.lines.intersects(page..page + self.unit) {
+                        change.pages.extend(self.pages.within(page..page + self.unit));
+                        self.pages.remove(page..page + self.unit);
+                    }
+                }
+                let inner = pages.start.saturating_add(self.unit)..pages.end.saturating_sub(self.unit);
+                if !inner.is_empty() {
+                    change.pages.extend(self.pages.within(inner.clone()));
+                    self.pages.remove(inner);
+                }
+                looked = pages.end;
+            }
         }
-        let cleared = self.lines.within(start..end).map(|r| r.end - r.start).sum();
-        self.lines.remove(start..end);
-        cleared
+        change
     }
 
     /// The poisoned bytes within `range`, merged and in order.
@@ -46,23 +102,31 @@ impl PoisonMap {
         self.lines.within(range)
     }
 
+    /// All poisoned bytes, merged and in order.
+    pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.lines.iter()
+    }
+
     /// Offset of the first poisoned line that `range` touches.
     pub fn first_in(&self, range: Range<u64>) -> Option<u64> {
         self.lines.within(range).next().map(|r| r.start - r.start % LINE_SIZE)
     }
 
-    /// Whether the page that starts at `page` holds a poisoned line.
-    pub fn in_page(&self, page: u64) -> bool {
-        self.lines.intersects(page..page + PAGE_SIZE)
+    /// The pages that hold a poisoned line.
+    pub fn pages(&self) -> &RangeSet {
+        &self.pages
     }
 
-    /// The pages that hold a poisoned line, as merged page-aligned ranges.
-    pub fn pages(&self) -> RangeSet {
-        let mut pages = RangeSet::default();
+    /// Number of pages of [`PAGE_SIZE`] bytes that hold a poisoned line.
+    pub fn page_count(&self) -> u64 {
+        let mut end = 0;
+        let mut count = 0;
         for range in self.lines.iter() {
-            pages.insert(round_out(range, PAGE_SIZE));
+            let pages = round_out(range, PAGE_SIZE);
+            count += pages.end.saturating_sub(pages.start.max(end)) / PAGE_SIZE;
+            end = pages.end;
         }
-        pages
+        count
     }
 
     /// Number of poisoned lines.
@@ -79,26 +143,74 @@ impl PoisonMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn a_touched_line_is_poisoned_whole() {
         let mut map = PoisonMap::default();
-        assert_eq!(map.add(0x1241..0x1242), 0x1240..0x1280);
+        let change = map.add([0x1241..0x1242]);
+        assert_eq!(change, PoisonChange { lines: vec![0x1240..0x1280], pages: vec![0x1000..0x2000] });
+        assert_eq!(map.add([0x1240..0x1280]), PoisonChange::default(), "it was poisoned already");
         assert_eq!(map.first_in(0x1000..0x2000), Some(0x1240));
         assert_eq!(map.first_in(0x1270..0x1271), Some(0x1240));
         assert_eq!(map.first_in(0x1280..0x2000), None);
         assert_eq!(map.pages().iter().collect::<Vec<_>>(), vec![0x1000..0x2000]);
-        assert_eq!(map.len(), 1);
+        assert_eq!((map.len(), map.page_count()), (1, 1));
     }
 
     #[test]
     fn a_line_is_cleared_only_whole() {
         let mut map = PoisonMap::default();
-        map.add(0..256);
-        assert_eq!(map.clear(65..191), 0, "no line lies wholly in 65..191 but 128..191 is short of one");
-        assert_eq!(map.clear(64..192), 128);
+        map.add([0..256]);
+        let change = map.clear([65..191]);
+        assert_eq!(change.lines, vec![], "no line lies wholly in 65..191 but 128..191 is short of one");
+        assert_eq!(map.clear([64..192]), PoisonChange { lines: vec![64..192], pages: vec![] });
         assert_eq!(map.within(0..256).collect::<Vec<_>>(), vec![0..64, 192..256]);
-        assert!(map.in_page(0));
-        assert!(!map.in_page(PAGE_SIZE));
+        assert!(map.pages().intersects(0..1) && !map.pages().intersects(PAGE_SIZE..PAGE_SIZE + 1));
+    }
+
+    proptest! {
+        #[test]
+        fn pages_are_those_of_the_lines_and_changes_say_what_changed(
+            steps in prop::collection::vec((any::<bool>(), prop::collection::vec((0u64..80, 0u64..40), 1..4)), 1..40),
+            large in any::<bool>(),
+        ) {
+            // Four lines to a page keep the numbers small.
+            const UNIT: u64 = 4 * LINE_SIZE;
+            let unit = if large { 2 * UNIT } else { UNIT };
+            let mut map = PoisonMap::new(unit);
+            let mut model = BTreeSet::new();
+            let pages_of = |lines: &BTreeSet<u64>| {
+                lines.iter().map(|line| line * LINE_SIZE / unit).collect::<BTreeSet<_>>()
+            };
+            let flat = |ranges: &[Range<u64>], unit: u64| {
+                let all: Vec<_> = ranges.iter().flat_map(|r| (r.start / unit)..(r.end / unit)).collect();
+                let set: BTreeSet<_> = all.iter().copied().collect();
+                assert_eq!(set.len(), all.len(), "nothing is said twice");
+                set
+            };
+            for (add, lines) in steps {
+                let before = model.clone();
+                let ranges: Vec<_> = lines.iter().map(|(l, n)| l * LINE_SIZE..(l + n) * LINE_SIZE).collect();
+                for (line, count) in lines {
+                    for line in line..line + count {
+                        if add { model.insert(line); } else { model.remove(&line); }
+                    }
+                }
+                let change = if add { map.add(ranges) } else { map.clear(ranges) };
+                let (more, less) = if add { (&model, &before) } else { (&before, &model) };
+                prop_assert_eq!(flat(&change.lines, LINE_SIZE), more.difference(less).copied().collect());
+                prop_assert_eq!(
+                    flat(&change.pages, unit),
+                    pages_of(more).difference(&pages_of(less)).copied().collect()
+                );
+                let pages: Vec<_> = map.pages().iter().collect();
+                prop_assert_eq!(flat(&pages, unit), pages_of(&model));
+                prop_assert_eq!(map.len(), model.len() as u64);
+                let small = model.iter().map(|line| line * LINE_SIZE / PAGE_SIZE).collect::<BTreeSet<_>>();
+                prop_assert_eq!(map.page_count(), small.len() as u64);
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet {
     ranges: BTreeMap<u64, u64>,
+    total: u64,
 }
 
 impl RangeSet {
@@ -21,10 +22,12 @@ impl RangeSet {
                 break;
             }
             self.ranges.remove(&s);
+            self.total -= e - s;
             start = start.min(s);
             end = end.max(e);
         }
         self.ranges.insert(start, end);
+        self.total += end - start;
     }
 
     /// Takes `range` out.
@@ -37,6 +40,7 @@ impl RangeSet {
                 break;
             }
             self.ranges.remove(&s);
+            self.total -= e.min(range.end) - s.max(range.start);
             if e > range.end {
                 self.ranges.insert(range.end, e);
             }
@@ -74,12 +78,48 @@ impl RangeSet {
 
     /// Sum of the lengths.
     pub fn total(&self) -> u64 {
-        self.iter().map(|r| r.end - r.start).sum()
+        self.total
+    }
+
+    /// The parts of `range` that are not in the set, in order.
+    pub fn missing(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let end = range.end;
+        let mut at = range.start;
+        let ends = std::iter::once(end..end);
+        self.within(range).chain(ends).filter_map(move |next| {
+            let gap = at..next.start;
+            at = next.end;
+            (!gap.is_empty()).then_some(gap)
+        })
+    }
+
+    /// What is in this set and not in `other`, in order.
+    pub fn difference<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Range<u64>> + 'a {
+        self.iter().flat_map(|range| other.missing(range))
+    }
+
+    /// Whether the set holds all of `range`.
+    pub fn covers(&self, range: Range<u64>) -> bool {
+        self.missing(range).next().is_none()
     }
 
     /// Whether nothing is in the set.
     pub fn is_empty(&self) -> bool {
         self.ranges.is_empty()
+    }
+}
+
+impl Extend<Range<u64>> for RangeSet {
+    fn extend<I: IntoIterator<Item = Range<u64>>>(&mut self, ranges: I) {
+        ranges.into_iter().for_each(|range| self.insert(range));
+    }
+}
+
+impl FromIterator<Range<u64>> for RangeSet {
+    fn from_iter<I: IntoIterator<Item = Range<u64>>>(ranges: I) -> Self {
+        let mut set = Self::default();
+        set.extend(ranges);
+        set
     }
 }
 
@@ -110,7 +150,22 @@ mod tests {
             let range = probe.0..probe.0 + probe.1;
             let expected: Vec<_> = model.range(range.clone()).copied().collect();
             prop_assert_eq!(set.within(range.clone()).flatten().collect::<Vec<_>>(), expected.clone());
-            prop_assert_eq!(set.intersects(range), !expected.is_empty());
+            prop_assert_eq!(set.intersects(range.clone()), !expected.is_empty());
+            prop_assert_eq!(set.covers(range.clone()), expected.len() as u64 == probe.1);
+            let missing: Vec<_> = range.clone().filter(|n| !model.contains(n)).collect();
+            prop_assert_eq!(set.missing(range).flatten().collect::<Vec<_>>(), missing);
+        }
+
+        #[test]
+        fn a_difference_is_what_only_the_first_set_has(
+            first in prop::collection::vec((0u64..64, 0u64..9), 0..20),
+            second in prop::collection::vec((0u64..64, 0u64..9), 0..20),
+        ) {
+            let set = |ranges: &[(u64, u64)]| ranges.iter().map(|(s, l)| *s..s + l).collect::<RangeSet>();
+            let numbers = |set: &RangeSet| set.iter().flatten().collect::<BTreeSet<_>>();
+            let (first, second) = (set(&first), set(&second));
+            let expected: Vec<_> = numbers(&first).difference(&numbers(&second)).copied().collect();
+            prop_assert_eq!(first.difference(&second).flatten().collect::<Vec<_>>(), expected);
         }
     }
 }

@@ -1,13 +1,16 @@
 //! One contiguous piece of guest memory: a file, its two maps, its poison.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use super::{GuestMap, MapError, PAGE_SIZE, PoisonMap, RangeSet};
+use super::guard::{GrowError, GuardMethod, Guards, TooScattered};
+use super::poison::round_out;
+use super::{GuestMap, LARGE, MapError, PAGE_SIZE, PoisonKeeper, PoisonMap, RangeSet, backing};
 
 /// What a region is to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +48,20 @@ pub enum GuardError {
         len: u64,
     },
     /// Too many separate pages would be guarded.
-    #[error(
-        "{wanted} separate guarded places are more than this host allows ({limit}); raise vm.max_map_count or poison adjacent pages"
-    )]
+    #[error("{wanted} separate runs of guarded pages are more than this host allows ({limit})")]
     TooScattered {
-        /// Places that would be guarded.
+        /// Runs that would be guarded, after merging those that lie close to each other.
         wanted: usize,
-        /// Places that may be.
+        /// Runs that may be.
         limit: usize,
+    },
+    /// The change could not be written down.
+    #[error("The poison of {name} could not be written down")]
+    Keep {
+        /// The region.
+        name: String,
+        /// The system's answer.
+        source: io::Error,
     },
     /// The device has departed.
     #[error("{name} has departed; nothing of it can be poisoned or cleaned")]
@@ -65,12 +74,44 @@ pub enum GuardError {
     Map(#[from] MapError),
 }
 
+impl From<GrowError> for GuardError {
+    fn from(error: GrowError) -> Self {
+        match error {
+            GrowError::TooScattered(TooScattered { wanted, limit }) => Self::TooScattered { wanted, limit },
+            GrowError::Map(error) => Self::Map(error),
+        }
+    }
+}
+
+/// What of a region is guarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuardState {
+    /// By what means.
+    pub method: GuardMethod,
+    /// Runs of pages that cost the host maps.
+    pub runs: usize,
+    /// Pages of [`PAGE_SIZE`] bytes that trap.
+    pub pages: u64,
+    /// Those of them in which nothing is poisoned.
+    pub clean_pages: u64,
+}
+
 #[derive(Debug)]
 struct State {
     map: GuestMap,
     poison: PoisonMap,
-    guarded: RangeSet,
+    guards: Guards,
+    /// Runs of pages that guards may cost, as of the last request.
+    limit: usize,
+    keeper: Option<Arc<dyn PoisonKeeper>>,
     departed: bool,
+}
+
+impl State {
+    fn keep(&self, name: &str) -> Result<(), GuardError> {
+        let Some(keeper) = &self.keeper else { return Ok(()) };
+        keeper.keep(&self.poison).map_err(|source| GuardError::Keep { name: name.to_owned(), source })
+    }
 }
 
 /// A contiguous piece of guest memory.
@@ -81,6 +122,8 @@ pub struct Region {
     gpa: u64,
     writable: bool,
     len: u64,
+    /// Bytes of the smallest page of the backing, which is guarded whole.
+    unit: u64,
     host_address: u64,
     alias: Arc<MmapRegion>,
     state: Mutex<State>,
@@ -89,6 +132,11 @@ pub struct Region {
 impl Region {
     /// Maps `len` bytes of `backing` for the guest at `gpa`.
     pub fn new(name: &str, kind: RegionKind, gpa: u64, len: u64, backing: Backing) -> Result<Self, MapError> {
+        let unit = backing::smallest_page(&backing.file).map_err(|source| MapError::Map {
+            len,
+            offset: backing.offset,
+            source,
+        })?;
         let map = GuestMap::new(&backing.file, backing.offset, len, gpa, backing.writable)?;
         let prot = if backing.writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         let alias = MmapRegion::build(
@@ -111,12 +159,15 @@ impl Region {
             gpa,
             writable: backing.writable,
             len,
+            unit,
             host_address: map.host_address(),
             alias: Arc::new(alias),
             state: Mutex::new(State {
                 map,
-                poison: PoisonMap::default(),
-                guarded: RangeSet::default(),
+                poison: PoisonMap::new(unit),
+                guards: Guards::default(),
+                limit: usize::MAX,
+                keeper: None,
                 departed: false,
             }),
         })
@@ -187,53 +238,75 @@ impl Region {
         Some(u64::from_le_bytes(bytes))
     }
 
-    /// Poisons every line that `range` (offsets) touches, and guards its pages. Returns the lines.
-    ///
-    /// At most `limit` separate runs of pages may be guarded; beyond that nothing is changed.
-    pub fn poison(&self, range: Range<u64>, limit: usize) -> Result<Range<u64>, GuardError> {
-        self.check(&range)?;
-        let mut state = self.state();
-        if state.departed {
-            return Err(GuardError::Departed { name: self.name.clone() });
-        }
-        let mut poison = state.poison.clone();
-        let lines = poison.add(range);
-        let guarded = poison.pages();
-        if guarded.count() > limit {
-            return Err(GuardError::TooScattered { wanted: guarded.count(), limit });
-        }
-        let pages = super::poison::round_out(lines.clone(), PAGE_SIZE);
-        state.map.shut(pages)?;
-        state.poison = poison;
-        state.guarded = guarded;
-        Ok(lines)
+    /// Writes every change of poison down with `keeper` from now on.
+    pub fn keep_with(&self, keeper: Arc<dyn PoisonKeeper>) {
+        self.state().keeper = Some(keeper);
     }
 
-    /// Cleans every line that lies wholly in `range` (offsets), opens pages that hold no poison any
-    /// more, and returns the number of bytes that were poisoned.
-    pub fn clean(&self, range: Range<u64>) -> Result<u64, GuardError> {
-        self.check(&range)?;
-        let mut state = self.state();
-        if state.departed {
-            return Err(GuardError::Departed { name: self.name.clone() });
+    /// Poisons every line that `ranges` (offsets) touch, and guards their pages; all or nothing. Returns the lines that
+    /// were not poisoned before, in order of the request.
+    ///
+    /// The guards may cost the host at most `limit` separate runs of pages. The caller holds the baton, or no vCPU
+    /// has run yet.
+    pub fn poison(&self, ranges: &[Range<u64>], limit: usize) -> Result<Vec<Range<u64>>, GuardError> {
+        ranges.iter().try_for_each(|range| self.check(range))?;
+        let mut state = self.present()?;
+        let state = &mut *state;
+        state.limit = limit;
+        let change = state.poison.add(ranges.iter().cloned());
+        if change.lines.is_empty() {
+            return Ok(change.lines);
         }
-        let cleared = state.poison.clear(range.clone());
-        if cleared > 0 {
-            let still = state.poison.pages();
-            let before: Vec<_> = state.guarded.within(super::poison::round_out(range, PAGE_SIZE)).collect();
-            for run in before {
-                let mut free = RangeSet::default();
-                free.insert(run.clone());
-                for kept in still.within(run) {
-                    free.remove(kept);
-                }
-                for pages in free.iter() {
-                    state.map.open(pages)?;
-                }
+        let grown = match state.keep(&self.name) {
+            Ok(()) => {
+                let grown = state.guards.grow(&state.map, state.poison.pages(), &change.pages, limit);
+                grown.map_err(GuardError::from)
             }
-            state.guarded = still;
+            Err(error) => Err(error),
+        };
+        if let Err(error) = grown {
+            state.poison.clear(change.lines);
+            if let Err(error) = state.keep(&self.name) {
+                tracing::error!(%error, "poison that was refused may come back with the next machine");
+            }
+            return Err(error);
         }
-        Ok(cleared)
+        Ok(change.lines)
+    }
+
+    /// Cleans every line that lies wholly in one of `ranges` (offsets), opens pages that need not be guarded any more,
+    /// and returns the bytes that were poisoned.
+    pub fn clean(&self, ranges: &[Range<u64>]) -> Result<Vec<Range<u64>>, GuardError> {
+        ranges.iter().try_for_each(|range| self.check(range))?;
+        let mut state = self.present()?;
+        let state = &mut *state;
+        let change = state.poison.clear(ranges.iter().cloned());
+        if change.lines.is_empty() {
+            return Ok(change.lines);
+        }
+        if let Err(error) = state.keep(&self.name) {
+            state.poison.add(change.lines);
+            return Err(error);
+        }
+        let opened = state.guards.shrink(&state.map, state.poison.pages(), &change.pages, state.limit);
+        for free in state.guards.free_blocks(&whole_blocks(&opened, self.gpa, self.len)).iter() {
+            if let Err(error) = state.map.renew(free) {
+                tracing::warn!(%error, device = self.name, "memory stays mapped by small pages");
+            }
+        }
+        Ok(change.lines)
+    }
+
+    /// What is guarded, and how.
+    pub fn guard_state(&self) -> GuardState {
+        let state = self.state();
+        let guarded = state.guards.pages().total() / PAGE_SIZE;
+        GuardState {
+            method: state.guards.method(),
+            runs: state.guards.runs(),
+            pages: guarded,
+            clean_pages: guarded.saturating_sub(state.poison.page_count()),
+        }
     }
 
     /// The poisoned bytes within `range` (offsets), merged and in order, at most `most` runs.
@@ -254,7 +327,7 @@ impl Region {
     /// Whether the page at offset `page` traps.
     pub fn guards(&self, page: u64) -> bool {
         let state = self.state();
-        state.departed || state.guarded.intersects(page..page + PAGE_SIZE)
+        state.departed || state.guards.pages().intersects(page..page + PAGE_SIZE)
     }
 
     /// Lets the guest reach the guarded page at offset `page`: its data, or ones once departed.
@@ -262,7 +335,11 @@ impl Region {
     /// The caller holds the baton: no vCPU runs but the one that is about to step.
     pub fn open_page(&self, page: u64) -> Result<(), MapError> {
         let state = self.state();
-        if state.departed { state.map.fill_with_ones(page) } else { state.map.open(page..page + PAGE_SIZE) }
+        if state.departed {
+            state.map.fill_with_ones(page)
+        } else {
+            state.guards.open(&state.map, round_out(page..page + 1, self.unit))
+        }
     }
 
     /// Undoes [`Self::open_page`], unless the page was cleaned meanwhile.
@@ -270,8 +347,8 @@ impl Region {
         let state = self.state();
         if state.departed {
             state.map.forget(page)
-        } else if state.guarded.intersects(page..page + PAGE_SIZE) {
-            state.map.shut(page..page + PAGE_SIZE)
+        } else if state.guards.pages().intersects(page..page + PAGE_SIZE) {
+            state.guards.shut(&state.map, round_out(page..page + 1, self.unit))
         } else {
             Ok(())
         }
@@ -281,16 +358,14 @@ impl Region {
     ///
     /// The caller holds the baton, and undoes it by [`Self::restore_page`].
     pub fn hide_page(&self, page: u64) -> Result<(), MapError> {
-        self.state().map.shut(page..page + PAGE_SIZE)
+        self.state().map.shut(round_out(page..page + 1, self.unit))
     }
 
     /// Undoes [`Self::hide_page`].
     pub fn restore_page(&self, page: u64) -> Result<(), MapError> {
         let state = self.state();
-        if state.departed || state.guarded.intersects(page..page + PAGE_SIZE) {
-            return Ok(());
-        }
-        state.map.open(page..page + PAGE_SIZE)
+        let pages = round_out(page..page + 1, self.unit);
+        if state.departed || state.guards.protects(&pages) { Ok(()) } else { state.map.open(pages) }
     }
 
     /// Writes what the guest has changed back to the file, and waits for it.
@@ -306,6 +381,7 @@ impl Region {
         let mut state = self.state();
         if !state.departed {
             state.map.vanish()?;
+            state.guards = Guards::default();
             state.departed = true;
         }
         Ok(())
@@ -314,6 +390,12 @@ impl Region {
     /// Whether the memory was taken away.
     pub fn departed(&self) -> bool {
         self.state().departed
+    }
+
+    /// The state, if the memory is there.
+    fn present(&self) -> Result<MutexGuard<'_, State>, GuardError> {
+        let state = self.state();
+        if state.departed { Err(GuardError::Departed { name: self.name.clone() }) } else { Ok(state) }
     }
 
     fn check(&self, range: &Range<u64>) -> Result<(), GuardError> {
@@ -333,6 +415,19 @@ impl Region {
     }
 }
 
+/// The blocks of [`LARGE`] bytes of guest-physical memory that `pages` (offsets in a region at `gpa` with `len` bytes)
+/// touch and that lie wholly in the region, by offset.
+fn whole_blocks(pages: &[Range<u64>], gpa: u64, len: u64) -> RangeSet {
+    let first = gpa.next_multiple_of(LARGE) - gpa;
+    let end = ((gpa + len) / LARGE * LARGE).saturating_sub(gpa);
+    pages
+        .iter()
+        .map(|pages| round_out(gpa + pages.start..gpa + pages.end, LARGE))
+        .map(|blocks| blocks.start.saturating_sub(gpa).max(first)..(blocks.end - gpa).min(end))
+        .filter(|blocks| blocks.start < blocks.end)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -347,40 +442,93 @@ mod tests {
     #[test]
     fn pages_are_guarded_while_a_line_in_them_is_poisoned() {
         let region = region(1 << 20);
-        assert_eq!(region.poison(0x1240..0x1241, 100).unwrap(), 0x1240..0x1280);
-        region.poison(0x1fc0..0x2040, 100).unwrap();
+        let fresh = region.poison(&[0x1240..0x1241, 0x1fc0..0x2040], 100).unwrap();
+        assert_eq!(fresh, vec![0x1240..0x1280, 0x1fc0..0x2040]);
+        assert_eq!(region.poison(&[0x1240..0x12c0], 100).unwrap(), vec![0x1280..0x12c0], "what is new");
         assert!(region.guards(0x1000) && region.guards(0x2000) && !region.guards(0x3000));
-        assert_eq!(region.clean(0x1240..0x1280).unwrap(), 64);
+        assert_eq!(region.clean(&[0x1240..0x12c0]).unwrap(), vec![0x1240..0x12c0]);
         assert!(region.guards(0x1000), "line 0x1fc0 is still bad");
-        assert_eq!(region.clean(0x1000..0x2000).unwrap(), 64);
+        assert_eq!(region.clean(&[0x1000..0x2000]).unwrap(), vec![0x1fc0..0x2000]);
         assert!(!region.guards(0x1000) && region.guards(0x2000));
         assert_eq!(region.poisoned(0..1 << 20, 10), vec![0x2000..0x2040]);
     }
 
     #[test]
-    fn too_scattered_poison_is_refused_whole() {
+    fn a_request_is_carried_out_whole_or_not_at_all() {
+        let region = region(16 << 20);
+        region.poison(&[0..1], 10).unwrap();
+        for wrong in [(16 << 20)..(16 << 20) + 1, 5..5] {
+            let error = region.poison(&[0x4000..0x4001, wrong], 10).unwrap_err();
+            assert!(matches!(error, GuardError::OutOfRange { .. }), "{error}");
+        }
+        assert!(!region.guards(0x4000));
+        assert_eq!(region.poisoned(0..16 << 20, 10), vec![0..64]);
+    }
+
+    #[derive(Debug, Default)]
+    struct Notes(Mutex<Vec<Vec<Range<u64>>>>, std::sync::atomic::AtomicBool);
+
+    impl PoisonKeeper for Notes {
+        fn keep(&self, poison: &PoisonMap) -> io::Result<()> {
+            if self.1.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            self.0.lock().unwrap().push(poison.iter().collect());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_is_not_done() {
         let region = region(1 << 20);
-        region.poison(0..1, 2).unwrap();
-        region.poison(0x4000..0x4001, 2).unwrap();
-        let error = region.poison(0x8000..0x8001, 2).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "3 separate guarded places are more than this host allows (2); raise vm.max_map_count or poison adjacent pages"
-        );
-        assert!(!region.guards(0x8000));
-        assert_eq!(region.first_poison(0x8000..0x9000), None);
+        let notes = Arc::new(Notes::default());
+        region.keep_with(notes.clone());
+        region.poison(&[0x40..0x80], 10).unwrap();
+        region.poison(&[0x40..0x80], 10).unwrap();
+        region.poison(&[0x8040..0x8041], 10).unwrap();
+        region.clean(&[0..0x1000]).unwrap();
+        let kept = vec![vec![0x40..0x80], vec![0x40..0x80, 0x8040..0x8080], vec![0x8040..0x8080]];
+        assert_eq!(*notes.0.lock().unwrap(), kept, "each change once");
+        notes.1.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(matches!(region.poison(&[0..64], 10), Err(GuardError::Keep { .. })));
+        assert!(matches!(region.clean(&[0x8000..0x9000]), Err(GuardError::Keep { .. })));
+        assert!(region.guards(0x8000) && !region.guards(0));
+        assert_eq!(region.poisoned(0..1 << 20, 10), vec![0x8040..0x8080]);
+    }
+
+    #[test]
+    fn blocks_are_those_of_guest_physical_memory() {
+        let gpa = 3 * LARGE - 0x1000;
+        let blocks =
+            |pages: Range<u64>| whole_blocks(&[pages], gpa, 2 * LARGE + 0x3000).iter().collect::<Vec<_>>();
+        assert_eq!(blocks(0..0x1000), vec![], "the first page is of a block that begins before the region");
+        assert_eq!(blocks(0x1000..0x2000), vec![0x1000..0x1000 + LARGE]);
+        assert_eq!(blocks(0..2 * LARGE + 0x3000), vec![0x1000..0x1000 + 2 * LARGE]);
+        let region = region(4 * LARGE);
+        region.poison(&[0..1, LARGE..LARGE + 1, 2 * LARGE + 5..2 * LARGE + 6], 10).unwrap();
+        let free = |region: &Region| {
+            region
+                .state()
+                .guards
+                .free_blocks(&[0..4 * LARGE].into_iter().collect())
+                .iter()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(free(&region), vec![3 * LARGE..4 * LARGE]);
+        region.clean(&[LARGE..2 * LARGE]).unwrap();
+        assert_eq!(free(&region), vec![LARGE..2 * LARGE, 3 * LARGE..4 * LARGE]);
     }
 
     #[test]
     fn ranges_beyond_the_region_and_departed_regions_are_refused() {
         let region = region(1 << 20);
         for range in [(1 << 20)..(1 << 20) + 1, 0..(1 << 20) + 1, 5..5] {
-            assert!(matches!(region.poison(range, 10), Err(GuardError::OutOfRange { .. })));
+            assert!(matches!(region.poison(&[range], 10), Err(GuardError::OutOfRange { .. })));
         }
         region.depart().unwrap();
         assert!(region.guards(0));
         assert_eq!(region.read_u64(0), Some(u64::MAX));
         assert_eq!(region.read_u64((1 << 20) - 7), None);
-        assert!(matches!(region.poison(0..1, 10), Err(GuardError::Departed { .. })));
+        assert!(matches!(region.poison(&[0..1], 10), Err(GuardError::Departed { .. })));
     }
 }

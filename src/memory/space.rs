@@ -185,7 +185,7 @@ mod tests {
         space.insert(region("a", 0x10000, 0x4000)).unwrap();
         let b = region("b", 0x14000, 0x4000);
         space.insert(b.clone()).unwrap();
-        b.poison(0x40..0x41, 10).unwrap();
+        b.poison(&[0x40..0x41], 10).unwrap();
         assert_eq!(space.first_poison(0x13ff0, 0x100), Some(0x14040));
         assert_eq!(space.first_poison(0x13ff0, 0x40), None);
         assert_eq!(space.first_poison(u64::MAX - 4, 100), None);
