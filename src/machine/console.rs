@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Bytes of the tail that is kept for reports.
 const TAIL: usize = 64 << 10;
@@ -66,6 +67,41 @@ impl ConsoleLog {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The time that a kernel gets to print why it panics. It reports the panic (pvpanic) before that where it cannot
+/// print at once, as in a machine check: `panic()` in kernel/panic.c calls its notifiers before
+/// `console_flush_on_panic()`. It resets the machine when it is done, if its command line says so.
+#[derive(Debug)]
+pub struct LastWords {
+    began: Instant,
+    changed: Instant,
+    bytes: u64,
+}
+
+impl LastWords {
+    /// How often to look.
+    pub const LOOK: Duration = Duration::from_millis(100);
+    /// A kernel that prints nothing for so long has no more to say.
+    const SILENCE: Duration = Duration::from_secs(2);
+    /// A kernel that still prints after that will never end.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// The kernel has reported its panic.
+    pub fn new(log: &ConsoleLog) -> Self {
+        let now = Instant::now();
+        Self { began: now, changed: now, bytes: log.bytes() }
+    }
+
+    /// Whether the time is over.
+    pub fn are_said(&mut self, log: &ConsoleLog) -> bool {
+        let bytes = log.bytes();
+        if bytes != self.bytes {
+            self.bytes = bytes;
+            self.changed = Instant::now();
+        }
+        self.changed.elapsed() >= Self::SILENCE || self.began.elapsed() >= Self::LIMIT
     }
 }
 

@@ -220,7 +220,7 @@ impl Cpu {
             exit => return Some(CpuEnd::Unexpected(exit)),
         }
         for effect in effects {
-            if matches!(effect, Effect::PowerOff | Effect::Reset | Effect::Panicked) {
+            if matches!(effect, Effect::PowerOff | Effect::Reset) {
                 self.baton.stop();
             }
             self.mailbox.send(Message::Effect(effect));

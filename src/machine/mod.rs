@@ -33,6 +33,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use self::agent_port::AgentPort;
 use self::build::Built;
 pub use self::build::{BuildError, Spec, tables};
+use self::console::LastWords;
 pub use self::console::{ConsoleLog, ConsoleSink};
 use self::cpu::{Cpu, CpuEnd, Mailbox, Message};
 use self::memory::MemoryDevices;
@@ -149,6 +150,8 @@ pub struct Machine {
     /// The baton, while the machine is paused.
     paused: Option<Held>,
     state: MachineState,
+    /// The guest has said that it panics, and may still be printing why.
+    panic: Option<LastWords>,
 }
 
 impl Machine {
@@ -177,6 +180,7 @@ impl Machine {
             threads: Vec::new(),
             paused: None,
             state: MachineState::Starting,
+            panic: None,
         })
     }
 
@@ -209,7 +213,11 @@ impl Machine {
         let mut ready = [EpollEvent::default(); 4];
         let cause = loop {
             let pending = lock(&self.built.platform).pending() > 0;
-            let timeout = if pending { ANNOUNCE_AGAIN.as_millis() as i32 } else { -1 };
+            let timeout = match &self.panic {
+                Some(_) => LastWords::LOOK.as_millis() as i32,
+                None if pending => ANNOUNCE_AGAIN.as_millis() as i32,
+                None => -1,
+            };
             match epoll.wait(timeout, &mut ready) {
                 Ok(0) => lock(&self.built.platform).retrigger(),
                 Ok(_) => {}
@@ -220,6 +228,9 @@ impl Machine {
             let _ = self.handle.wake.read();
             if let Some(cause) = self.turn() {
                 break cause;
+            }
+            if self.panic.as_mut().is_some_and(|words| words.are_said(&self.console_log)) {
+                break Cause::Panic;
             }
         };
         Ok(self.stop(cause, start.elapsed()))
@@ -284,9 +295,12 @@ impl Machine {
         match effect {
             Effect::PowerOff => Some(Cause::PowerOff),
             // A kernel that panics without its driver for pvpanic resets the machine at once.
-            Effect::Reset if self.console_log.panicked() => Some(Cause::Panic),
+            Effect::Reset if self.panic.is_some() || self.console_log.panicked() => Some(Cause::Panic),
             Effect::Reset => Some(Cause::Reset),
-            Effect::Panicked => Some(Cause::Panic),
+            Effect::Panicked => {
+                self.panic.get_or_insert_with(|| LastWords::new(&self.console_log));
+                None
+            }
             Effect::CrashLoaded => {
                 self.events.publish(Event::CrashLoaded);
                 None
@@ -314,7 +328,7 @@ impl Machine {
 
     fn cpu_ended(&self, cpu: u32, end: CpuEnd) -> Cause {
         match end {
-            CpuEnd::TripleFault if self.console_log.panicked() => Cause::Panic,
+            CpuEnd::TripleFault if self.panic.is_some() || self.console_log.panicked() => Cause::Panic,
             CpuEnd::TripleFault => Cause::TripleFault { vcpu: cpu },
             CpuEnd::InternalError { suberror, rip } => Cause::Failed(format!(
                 "KVM could not emulate an instruction of vCPU {cpu} at {rip:#x} (KVM_EXIT_INTERNAL_ERROR, suberror {suberror})"

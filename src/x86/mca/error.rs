@@ -58,8 +58,8 @@ impl MachineError {
 /// Which processors get a machine check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reach {
-    /// As the guest's machine-check architecture has it: always local on AMD, and on Intel if the guest has enabled
-    /// local machine checks; otherwise broadcast.
+    /// As the guest's machine-check architecture has it: always local on AMD, and on Intel if MCG_STATUS is to say so
+    /// (LMCES), as it does when the guest has enabled local machine checks; otherwise broadcast.
     Architecture,
     /// The one that has the error alone. On Intel without local machine checks no hardware does this, and Linux
     /// waits in vain for the others.

@@ -353,7 +353,9 @@ impl McaState {
         }
         let broadcast = consequence == Consequence::MachineCheck
             && match reach {
-                Reach::Architecture => !self.local(),
+                Reach::Architecture => {
+                    self.config.flavour == Flavour::Intel && self.mcg_status & MCG_LMCES == 0
+                }
                 Reach::Local => false,
                 Reach::Broadcast => true,
             };
