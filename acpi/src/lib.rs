@@ -12,10 +12,15 @@
 //! generic event device, and sleep and reset are plain registers.
 #![forbid(unsafe_code)]
 
+mod bert;
+pub mod cper;
 mod description;
 mod dsdt;
 mod error;
 mod fadt;
+pub mod ghes;
+mod guid;
+mod hest;
 pub mod layout;
 mod madt;
 mod mcfg;
@@ -31,6 +36,7 @@ mod tables;
 
 pub use description::{AddressRange, Description, MemoryRange, Processor, UnitSlot};
 pub use error::Error;
+pub use guid::{Guid, NotAGuid};
 pub use nfit::{ControlRegion, DimmFlags, FitBuilder, Persistence, PmemUnit, RangeType, RegionMap, SpaRange};
 pub use rsdp::RSDP_SIZE;
 pub use table::{HEADER_SIZE, Table, checksum};

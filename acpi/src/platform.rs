@@ -153,20 +153,29 @@ pub enum EventTarget {
     Root(u32),
     /// DIMM of a unit.
     Dimm(u32),
+    /// The error device (PNP0C33).
+    ErrorDevice,
 }
 
+/// Index of [`EventTarget::ErrorDevice`], behind those of all units that a machine can have.
+const ERROR_DEVICE: u32 = 3 * MAX_UNITS;
+
 impl EventTarget {
-    /// Position in the list of all targets: three for each unit.
+    /// Position in the list of all targets: three for each unit, and the error device.
     pub const fn index(self) -> u32 {
         match self {
             Self::Container(unit) => 3 * unit,
             Self::Root(unit) => 3 * unit + 1,
             Self::Dimm(unit) => 3 * unit + 2,
+            Self::ErrorDevice => ERROR_DEVICE,
         }
     }
 
-    /// The target at a position; none beyond [`MAX_UNITS`].
+    /// The target at a position; none behind the last.
     pub const fn from_index(index: u32) -> Option<Self> {
+        if index == ERROR_DEVICE {
+            return Some(Self::ErrorDevice);
+        }
         let unit = index / 3;
         if unit >= MAX_UNITS {
             return None;
@@ -193,6 +202,8 @@ pub mod notify {
     pub const UNCORRECTABLE_ERROR: u8 = 0x81;
     /// NVDIMM: the health of the DIMM has changed (`NFIT_NOTIFY_DIMM_HEALTH` in Linux).
     pub const DIMM_HEALTH: u8 = 0x81;
+    /// Error device: an error source has a record (ACPI 6.5, 18.3.2.9).
+    pub const HARDWARE_ERROR: u8 = 0x80;
 }
 
 /// One `Notify` that the generic event device is to perform.
@@ -238,6 +249,13 @@ mod tests {
     }
 
     #[test]
+    fn the_error_device_has_an_index_of_its_own() {
+        let event = FirmwareEvent { target: EventTarget::ErrorDevice, code: notify::HARDWARE_ERROR };
+        assert_eq!(event.encode(), 0x0000_C180);
+        assert_eq!(FirmwareEvent::decode(event.encode()), Some(event));
+    }
+
+    #[test]
     fn event_bits_are_where_the_aml_looks() {
         let event = FirmwareEvent { target: EventTarget::Root(2), code: notify::UNCORRECTABLE_ERROR };
         assert_eq!(event.encode(), 0x0000_0881);
@@ -247,7 +265,7 @@ mod tests {
     fn no_event_and_unknown_targets_decode_to_none() {
         assert_eq!(FirmwareEvent::decode(0), None);
         assert_eq!(FirmwareEvent::decode(0x81), None);
-        assert_eq!(FirmwareEvent::decode((3 * MAX_UNITS + 1) << 8), None);
+        assert_eq!(FirmwareEvent::decode((3 * MAX_UNITS + 2) << 8), None);
         assert_eq!(FirmwareEvent::decode(u32::MAX), None);
     }
 

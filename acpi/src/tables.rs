@@ -1,7 +1,9 @@
 //! All tables of a machine, placed in guest-physical memory.
 
 use crate::layout::{RSDP_BASE, TABLES_BASE, TABLES_SIZE};
-use crate::{Description, Error, RSDP_SIZE, Table, dsdt, fadt, madt, mcfg, nfit, rsdp, slit, srat};
+use crate::{
+    Description, Error, RSDP_SIZE, Table, bert, dsdt, fadt, hest, madt, mcfg, nfit, rsdp, slit, srat,
+};
 
 /// Tables begin at multiples of this.
 const ALIGNMENT: u64 = 64;
@@ -37,6 +39,8 @@ impl Tables {
             placed.add(mcfg::mcfg()),
             placed.add(srat::srat(description)),
             placed.add(slit::slit(description.proximity_domains())),
+            placed.add(hest::hest()),
+            placed.add(bert::bert()),
         ];
         if !description.units.is_empty() {
             let present = description.units.iter().filter_map(|slot| slot.occupant.as_ref());

@@ -15,17 +15,15 @@ use crate::platform::{EVENT, EventTarget};
 pub(super) fn append(body: &mut Body, units: u32) {
     let event = Name::new_field_name("EVNT");
     let mut dispatch = Body::default();
-    if units > 0 {
-        dispatch.push(&ShiftRight::new(&Local(1), &Local(0), &8u8));
-        dispatch.push(&And::new(&Local(2), &Local(0), &0xFFu8));
-    }
-    for unit in 0..units {
-        for target in [EventTarget::Container(unit), EventTarget::Root(unit), EventTarget::Dimm(unit)] {
-            dispatch.push(&If::new(
-                &Equal::new(&Local(1), &(target.index() + 1)),
-                vec![&Notify::new(&Path::new(&units::path(target)), &Local(2))],
-            ));
-        }
+    dispatch.push(&ShiftRight::new(&Local(1), &Local(0), &8u8));
+    dispatch.push(&And::new(&Local(2), &Local(0), &0xFFu8));
+    let unit_targets = (0..units)
+        .flat_map(|unit| [EventTarget::Container(unit), EventTarget::Root(unit), EventTarget::Dimm(unit)]);
+    for target in unit_targets.chain([EventTarget::ErrorDevice]) {
+        dispatch.push(&If::new(
+            &Equal::new(&Local(1), &(target.index() + 1)),
+            vec![&Notify::new(&Path::new(&units::path(target)), &Local(2))],
+        ));
     }
     body.push(&Device::new(
         "GED_".into(),

@@ -3,6 +3,7 @@
 //! One function per device; each appends the bytes of its device to the body of the table. All of it stands
 //! under `\_SB`, but for `\_S5`.
 
+mod errors;
 mod events;
 mod legacy;
 mod pci;
@@ -35,6 +36,7 @@ impl Aml for Body {
 pub(crate) fn dsdt(description: &Description) -> Table {
     let mut devices = Body::default();
     processors::append(&mut devices, description.processors.len());
+    errors::append(&mut devices);
     legacy::append(&mut devices);
     pci::append(&mut devices, description);
     for unit in 0..description.units.len() as u32 {

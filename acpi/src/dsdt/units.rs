@@ -31,6 +31,7 @@ pub(super) fn path(target: EventTarget) -> String {
         EventTarget::Container(unit) => format!("\\_SB_.NV{unit:02X}"),
         EventTarget::Root(unit) => format!("\\_SB_.NV{unit:02X}.NVDR"),
         EventTarget::Dimm(unit) => format!("\\_SB_.NV{unit:02X}.NVDR.D000"),
+        EventTarget::ErrorDevice => "\\_SB_.HED_".to_owned(),
     }
 }
 
