@@ -35,6 +35,8 @@ pub enum Effect {
         /// Index of the unit.
         unit: u32,
     },
+    /// Error sources have gone on ([`crate::ghes::ErrorSources::take_happened`]).
+    ErrorSources,
 }
 
 /// What one device access leaves to be done. Empty nearly always, and then it has allocated nothing.

@@ -239,7 +239,7 @@ mod tests {
                 }
             }
         }
-        let distinct = (3 * MAX_UNITS * 5) as usize;
+        let distinct = ((3 * MAX_UNITS + 1) * 5) as usize;
         assert_eq!(platform.pending(), distinct);
         assert_eq!(platform.merged(), 2 * distinct as u64);
     }
