@@ -8,6 +8,8 @@
 //! takes time (a removal) answers with an [`Operation`] and goes on in events.
 
 mod bus;
+mod calendar;
+mod cper;
 mod error;
 mod event;
 mod mce;
@@ -20,6 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::bus::{EventBus, HISTORY, Next, Subscription};
+pub use self::cper::{CperAccepted, CperCommon, CperNotify, CperRequest, CperSection, CperSeverity};
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
 pub use self::mce::{MceClass, MceQueued, MceReach, MceRegisters, MceRequest};
@@ -90,6 +93,11 @@ pub enum Command {
         /// The device. Its `at` names an address or a departed device.
         pmem: Pmem,
     },
+    /// Tells the guest of an error, as firmware does. Answers [`Reply::Cper`].
+    Cper {
+        /// The error.
+        request: Box<CperRequest>,
+    },
     /// How an operation stands. Answers [`Reply::Operation`].
     ShowOperation {
         /// The number that the operation was answered with.
@@ -158,6 +166,7 @@ impl Command {
             Self::RaiseMce { .. } => "mce",
             Self::Remove { .. } => "remove",
             Self::Insert { .. } => "insert",
+            Self::Cper { .. } => "cper",
             Self::ShowOperation { .. } => "operation",
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -184,7 +193,11 @@ impl Command {
             Self::PoisonAdd { .. } | Self::PoisonClear { .. } => {
                 (&[Starting, Running, Paused], "start another machine")
             }
-            Self::Notify { .. } | Self::RaiseMce { .. } | Self::Remove { .. } | Self::Insert { .. } => {
+            Self::Notify { .. }
+            | Self::RaiseMce { .. }
+            | Self::Remove { .. }
+            | Self::Insert { .. }
+            | Self::Cper { .. } => {
                 (&[Running, Paused], "do it while the machine runs, after the event machine_started")
             }
             Self::Pause => (&[Running], "pause a machine that runs"),

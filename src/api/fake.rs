@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::Executor;
 use crate::command::{
-    ClearedBy, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued,
-    MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
+    ClearedBy, Command, CperAccepted, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState,
+    MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
     PoisonState, RemoveMode, Reply, round_ranges,
 };
 use crate::config::{Channel, PmemSource, Via};
@@ -206,6 +206,9 @@ impl Executor for FakeMachine {
                         ));
                     }
                 }
+            }
+            Command::Cper { request } => {
+                Reply::Cper(CperAccepted { record: 1, source: request.source().name().to_owned(), ahead: 0 })
             }
             Command::Pause | Command::Resume => Reply::Done,
             Command::Quit => {

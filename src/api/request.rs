@@ -196,6 +196,7 @@ pub fn reply_json(reply: Reply, seq: u64) -> Result<serde_json::Value, Error> {
         Reply::PoisonList(list) => serde_json::to_value(list),
         Reply::PoisonCleared(cleared) => serde_json::to_value(cleared),
         Reply::MceQueued(queued) => serde_json::to_value(queued),
+        Reply::Cper(accepted) => serde_json::to_value(accepted),
         Reply::Operation(operation) => serde_json::to_value(operation),
     };
     let internal = |message: String| Error::new(ErrorCode::Internal, message, "report this as a bug");

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::request::{Input, wrong_value};
 use crate::command::{
-    Command, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice, NotifyKind, Operation,
-    PoisonAdded, PoisonCleared, PoisonState, Record, RemoveMode,
+    Command, CperAccepted, CperRequest, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice,
+    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonState, Record, RemoveMode,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{ByteRange, TimeSpan};
@@ -342,6 +342,18 @@ pub const ROUTES: &[Route] = &[
             })?;
             Ok(Action::Execute(Command::RaiseMce { vcpu, request: input.body::<MceRequest>()? }))
         },
+    },
+    Route {
+        method: "POST",
+        path: "/v1/cper",
+        name: "cper",
+        summary: "Tell the guest of an error, as firmware does; the error itself is not made",
+        query: &[],
+        request: Some(of::<CperRequest>),
+        status: 200,
+        reply: ReplyKind::Object(of::<CperAccepted>),
+        errors: &[ErrorCode::BadJson, ErrorCode::WrongState, ErrorCode::QueueFull],
+        handler: |input| Ok(Action::Execute(Command::Cper { request: Box::new(input.body()?) })),
     },
     Route {
         method: "GET",

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::mce::MceArgs;
 use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
-use crate::command::{Error, NotifyKind, Operation, OperationState};
+use crate::command::{CperCommon, CperRequest, CperSection, Error, NotifyKind, Operation, OperationState};
 use crate::config::{Channel, ConfigError, Pmem};
 use crate::units::{ByteRange, TimeSpan, UnitError};
 
@@ -72,6 +72,8 @@ pub enum Request {
     /// Put a device into a free slot
     #[command(subcommand)]
     Insert(Insert),
+    /// Tell the guest of an error, as firmware does; the error itself is not made
+    Cper(Cper),
     /// How an operation stands
     Operation {
         /// Its number
@@ -135,6 +137,17 @@ pub enum Insert {
         #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
         wait: Option<String>,
     },
+}
+
+/// What to tell the guest of.
+#[derive(Debug, Clone, Args)]
+pub struct Cper {
+    /// What is said of any error.
+    #[command(flatten)]
+    pub common: CperCommon,
+    /// The error.
+    #[command(subcommand)]
+    pub section: CperSection,
 }
 
 /// Why `ctl` failed.
@@ -239,6 +252,10 @@ impl Session {
             Request::Insert(Insert::Pmem { device, wait }) => {
                 let pmem = json!(Pmem::parse("pmem", device)?.absolute());
                 self.operate("POST", "/v1/memory", Some(&pmem), wait.as_deref(), output)
+            }
+            Request::Cper(Cper { common, section }) => {
+                let request = CperRequest { common: common.clone(), section: section.clone() };
+                self.ask("POST", "/v1/cper", Some(&json!(request)), output)
             }
             Request::Operation { number, wait } => match wait {
                 None => self.ask("GET", &format!("/v1/operations/{number}"), None, output),

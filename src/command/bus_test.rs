@@ -1,6 +1,7 @@
 //! Tests of the event stream.
 
 use std::thread;
+use std::time::UNIX_EPOCH;
 
 use proptest::prelude::*;
 

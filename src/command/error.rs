@@ -53,6 +53,8 @@ pub enum ErrorCode {
     WrongDeviceState,
     /// The guest's kernel or the device has no way to do this.
     NotSupported,
+    /// The guest has not taken what it was given before.
+    QueueFull,
     /// A file is locked by another process.
     FileInUse,
     /// A limit of the host is reached.
@@ -65,7 +67,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes, in the order of the documentation.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::BadHttp,
         Self::BadJson,
         Self::BadParameter,
@@ -88,6 +90,7 @@ impl ErrorCode {
         Self::WrongState,
         Self::WrongDeviceState,
         Self::NotSupported,
+        Self::QueueFull,
         Self::FileInUse,
         Self::HostLimit,
         Self::MachineGone,
@@ -111,6 +114,7 @@ impl ErrorCode {
             | Self::WrongState
             | Self::WrongDeviceState
             | Self::NotSupported
+            | Self::QueueFull
             | Self::FileInUse => 409,
             Self::LengthRequired => 411,
             Self::BodyTooLarge => 413,

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, NotifyKind, RemoveMode};
+use super::{CperSeverity, Error, NotifyKind, RemoveMode};
 use crate::config::Channel;
 use crate::units::{Address, ByteRange};
 
@@ -238,6 +238,40 @@ pub enum Event {
         origin: MceOrigin,
         /// Why it could not be taken.
         cause: String,
+    },
+    /// An error record was taken to be put before the guest.
+    CperQueued {
+        /// Its number.
+        record: u64,
+        /// The error source: `corrected`, `uncorrected`, `nmi` or `polled`.
+        source: String,
+        /// How bad the error is.
+        severity: CperSeverity,
+        /// What kind of section describes it.
+        section: String,
+    },
+    /// An error record is before the guest, which was notified.
+    CperDelivered {
+        /// Its number.
+        record: u64,
+        /// The error source.
+        source: String,
+    },
+    /// The guest has taken an error record.
+    CperAcknowledged {
+        /// Its number.
+        record: u64,
+        /// The error source.
+        source: String,
+    },
+    /// An error record could not be put before the guest.
+    CperLost {
+        /// Its number.
+        record: u64,
+        /// The error source.
+        source: String,
+        /// Why.
+        reason: String,
     },
     /// A device's DMA met poison; its request failed.
     DmaPoisoned {

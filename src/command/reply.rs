@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, MceQueued, RemoveMode};
+use super::{CperAccepted, Error, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
 use crate::units::{Address, ByteRange};
 
@@ -26,6 +26,8 @@ pub enum Reply {
     PoisonCleared(PoisonCleared),
     /// A machine check waits for its vCPU.
     MceQueued(MceQueued),
+    /// An error record was taken.
+    Cper(CperAccepted),
     /// Something was begun that goes on in events.
     Operation(Operation),
 }

@@ -10,7 +10,8 @@ use aconite_acpi::layout as fixed;
 use aconite_acpi::{AddressRange, Description, MemoryRange, Processor, Tables, UnitSlot};
 use aconite_devices::bus::{Bus, BusError, DeviceId};
 use aconite_devices::clock::Clock;
-use aconite_devices::dma::{Dma, PoisonView};
+use aconite_devices::dma::{Dma, DmaError, PoisonView};
+use aconite_devices::ghes::ErrorSources;
 use aconite_devices::nvdimm::{FlushHint, UnitTable, Units};
 use aconite_devices::pci::{BarWindows, DevFn, Ecam, HostBridge, PciError, PciRoot, PciWindow, assign_bars};
 use aconite_devices::platform::Platform;
@@ -24,6 +25,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
 use super::console::ConsoleSink;
+use super::errors::Errors;
 use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
@@ -91,6 +93,9 @@ pub enum BuildError {
     /// The kernel.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// Status blocks of error sources.
+    #[error("Cannot write the status blocks of error sources into guest memory")]
+    ErrorSources(#[from] DmaError),
     /// Guest memory.
     #[error("Cannot write firmware tables into guest memory")]
     GuestMemory(#[from] GuestMemoryError),
@@ -226,6 +231,8 @@ pub struct Built {
     pub console: Arc<Mutex<VirtioPci<Console>>>,
     /// Memory devices.
     pub memory: MemoryDevices,
+    /// Error sources of the firmware.
+    pub errors: Errors,
     /// Memslots of RAM; they only have to live.
     pub _ram_slots: Vec<Slot>,
     /// Exits to the monitor.
@@ -319,6 +326,8 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let dma = Dma::new(space.dma(), Arc::new(SpacePoison(space.clone())));
     let wired = Devices::new(&vm, config, &plan, dma, units, spec.console)?;
 
+    let errors = Errors::new(wired.errors, wired.platform.clone(), vm.msi(), spec.events.clone());
+
     let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
     let tables = Tables::build(&plan.description(config, &memory_plan))?;
     let guest = space.dma().memory();
@@ -366,6 +375,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         platform: wired.platform,
         console: wired.console,
         memory: devices,
+        errors,
         _ram_slots: ram_slots,
         counts,
         tables,
@@ -396,6 +406,7 @@ struct Devices {
     mmio: Bus,
     platform: Arc<Mutex<Platform>>,
     console: Arc<Mutex<VirtioPci<Console>>>,
+    errors: Arc<Mutex<ErrorSources>>,
 }
 
 impl Devices {
@@ -427,6 +438,8 @@ impl Devices {
         let mut mmio = Bus::new();
         let platform = Arc::new(Mutex::new(Platform::new(vm.line(fixed::GED_GSI))));
         mmio.insert("platform", fixed::PLATFORM_BASE, fixed::PLATFORM_SIZE, platform.clone())?;
+        let errors = Arc::new(Mutex::new(ErrorSources::new(dma.clone())?));
+        mmio.insert("ghes", fixed::GHES_REGISTERS, ErrorSources::SIZE, errors.clone())?;
         let registers = Units::new(units.clone(), dma.clone());
         mmio.insert("nvdimm", fixed::UNIT_BASE, Units::SIZE, Arc::new(Mutex::new(registers)))?;
         for unit in 0..plan.windows.len() as u32 {
@@ -448,7 +461,7 @@ impl Devices {
             mmio.insert(name, range.start, range.end - range.start, Arc::new(Mutex::new(window)))?;
         }
         mmio.insert("ecam", fixed::ECAM_BASE, fixed::ECAM_SIZE, Arc::new(Mutex::new(Ecam::new(root))))?;
-        Ok(Self { ports, mmio, platform, console })
+        Ok(Self { ports, mmio, platform, console, errors })
     }
 }
 

@@ -8,6 +8,7 @@ mod build;
 mod console;
 mod cpu;
 mod dimm;
+mod errors;
 mod mce;
 mod media;
 mod memory;
@@ -313,6 +314,10 @@ impl Machine {
                 tracing::warn!(?device, queue, "a queue of no device was notified");
                 None
             }
+            Effect::ErrorSources => {
+                self.built.errors.proceed();
+                None
+            }
             Effect::UnitEject { unit } => {
                 match self.paused.take().map_or_else(|| self.built.baton.take(), Ok) {
                     Ok(held) => {
@@ -384,6 +389,7 @@ impl Machine {
                 memory.notify(&self.built.platform, device, *kind).map(|()| Reply::Done)
             }
             Command::RaiseMce { vcpu, request } => self.raise_mce(*vcpu, request),
+            Command::Cper { request } => self.built.errors.submit(request).map(Reply::Cper),
             Command::ShowOperation { operation } => memory.operation(*operation).map(Reply::Operation),
             Command::Quit => Ok(Reply::Done),
             Command::PoisonAdd { .. }

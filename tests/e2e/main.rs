@@ -3,6 +3,7 @@
 //! A boot takes many seconds where KVM is emulated, so a test asks one guest as much as is honest. Tests that are
 //! slow or look at many cells of a table are ignored by default (`wide`), and run with their suite's name.
 
+mod apei;
 mod api;
 mod boot;
 mod clocks;

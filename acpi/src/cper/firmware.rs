@@ -9,15 +9,18 @@ use crate::Guid;
 const FIRMWARE: Guid =
     Guid::new(0x8121_2A96, 0x09ED, 0x4996, [0x94, 0x71, 0x8D, 0x72, 0x9C, 0x8E, 0x69, 0xED]);
 
-/// A firmware error record reference (UEFI 2.10, table N.41), revision 2.
+/// Revision with which a GUID came.
+const GUID_REVISION: u8 = 2;
+
+/// A firmware error record reference (UEFI 2.10, table N.41).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FirmwareError {
     /// Kind of record: 0 IPF SAL, 1 SoC firmware type 1, 2 SoC firmware type 2.
     pub record_type: u8,
-    /// Number of the record, for types 0 and 1.
+    /// Number of the record.
     pub record: u64,
-    /// GUID of the record, for type 2.
-    pub record_guid: Guid,
+    /// GUID of the record, which takes the place of the number and makes the reference one of revision 2.
+    pub record_guid: Option<Guid>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -37,10 +40,10 @@ impl FirmwareError {
     pub fn section(&self) -> Section {
         let raw = Raw {
             record_type: self.record_type,
-            revision: 2,
+            revision: if self.record_guid.is_some() { GUID_REVISION } else { 0 },
             reserved: [0; 6],
             record: U64::new(self.record),
-            record_guid: self.record_guid.bytes(),
+            record_guid: self.record_guid.unwrap_or_default().bytes(),
         };
         Section { guid: FIRMWARE, body: raw.as_bytes().to_vec() }
     }

@@ -128,7 +128,7 @@ impl Timestamp {
     /// The time as 8 BCD bytes (UEFI 2.10, table N.1, Timestamp); byte 3 says that it is precise.
     fn bytes(self) -> [u8; 8] {
         const PRECISE: u8 = 1;
-        let bcd = |number: u8| (number / 10 % 10) << 4 | number % 10;
+        let bcd = |number: u8| ((number / 10 % 10) << 4) | (number % 10);
         [
             bcd(self.second),
             bcd(self.minute),
