@@ -12,10 +12,12 @@
 //! generic event device, and sleep and reset are plain registers.
 #![forbid(unsafe_code)]
 
+mod apei;
 mod bert;
 pub mod cper;
 mod description;
 mod dsdt;
+pub mod einj;
 mod error;
 mod fadt;
 pub mod ghes;

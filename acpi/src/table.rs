@@ -103,6 +103,11 @@ impl GenericAddress {
         Self { space: 0, bit_width: 8, bit_offset: 0, access_size: 1, address: U64::new(address) }
     }
 
+    /// A 32-bit register in system memory.
+    pub(crate) const fn memory32(address: u64) -> Self {
+        Self { space: 0, bit_width: 32, bit_offset: 0, access_size: 3, address: U64::new(address) }
+    }
+
     /// A 64-bit register in system memory.
     pub(crate) const fn memory64(address: u64) -> Self {
         Self { space: 0, bit_width: 64, bit_offset: 0, access_size: 4, address: U64::new(address) }

@@ -2,7 +2,7 @@
 
 use crate::layout::{RSDP_BASE, TABLES_BASE, TABLES_SIZE};
 use crate::{
-    Description, Error, RSDP_SIZE, Table, bert, dsdt, fadt, hest, madt, mcfg, nfit, rsdp, slit, srat,
+    Description, Error, RSDP_SIZE, Table, bert, dsdt, einj, fadt, hest, madt, mcfg, nfit, rsdp, slit, srat,
 };
 
 /// Tables begin at multiples of this.
@@ -41,6 +41,7 @@ impl Tables {
             placed.add(slit::slit(description.proximity_domains())),
             placed.add(hest::hest()),
             placed.add(bert::bert()),
+            placed.add(einj::einj()),
         ];
         if !description.units.is_empty() {
             let present = description.units.iter().filter_map(|slot| slot.occupant.as_ref());

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 
+use crate::einj::Injection;
+
 /// Names one device of a machine for as long as the machine lives. Handed out by the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub u32);
@@ -37,6 +39,10 @@ pub enum Effect {
     },
     /// Error sources have gone on ([`crate::ghes::ErrorSources::take_happened`]).
     ErrorSources,
+    /// The guest wants an error injected; [`crate::einj::Einj::finish`] is told how that went.
+    InjectError(Injection),
+    /// The guest wants an injected error to happen now.
+    TriggerError(Injection),
 }
 
 /// What one device access leaves to be done. Empty nearly always, and then it has allocated nothing.

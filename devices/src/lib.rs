@@ -9,6 +9,7 @@
 pub mod bus;
 pub mod clock;
 pub mod dma;
+pub mod einj;
 pub mod ghes;
 pub mod irq;
 pub mod nvdimm;
