@@ -12,6 +12,7 @@ mod calendar;
 mod cper;
 mod error;
 mod event;
+mod injection;
 mod mce;
 mod poison;
 mod reply;
@@ -25,6 +26,7 @@ pub use self::bus::{EventBus, HISTORY, Next, Subscription};
 pub use self::cper::{CperAccepted, CperCommon, CperNotify, CperRequest, CperSection, CperSeverity};
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
+pub use self::injection::{InjectionSeverity, InjectionStep};
 pub use self::mce::{MceClass, MceQueued, MceReach, MceRegisters, MceRequest};
 pub use self::poison::round_ranges;
 pub use self::reply::{

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CperSeverity, Error, NotifyKind, RemoveMode};
+use super::{CperSeverity, Error, InjectionSeverity, InjectionStep, NotifyKind, RemoveMode};
 use crate::config::Channel;
 use crate::units::{Address, ByteRange};
 
@@ -272,6 +272,20 @@ pub enum Event {
         source: String,
         /// Why.
         reason: String,
+    },
+    /// The guest injects an error through its firmware (EINJ).
+    ErrorInjection {
+        /// Number of the injection.
+        injection: u32,
+        /// How far it has come.
+        step: InjectionStep,
+        /// How bad the error is.
+        severity: InjectionSeverity,
+        /// Guest-physical address of the error.
+        gpa: Address,
+        /// Why it was refused, or what became of it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
     },
     /// A device's DMA met poison; its request failed.
     DmaPoisoned {

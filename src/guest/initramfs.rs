@@ -147,7 +147,7 @@ impl Contents {
         let module_requests = ModuleRequest::list(
             &["virtio_pci", "virtio_console", "nfit", "nd_pmem"],
             &["pvpanic_mmio", "nd_btt", "dax_pmem", "device_dax", "virtio_pmem", "virtio_blk"],
-            &["ext4", "kmem"],
+            &["ext4", "kmem", "einj"],
         );
         Contents { busybox: true, module_requests, ..Contents::empty(modules) }
     }

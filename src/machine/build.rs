@@ -11,6 +11,7 @@ use aconite_acpi::{AddressRange, Description, MemoryRange, Processor, Tables, Un
 use aconite_devices::bus::{Bus, BusError, DeviceId};
 use aconite_devices::clock::Clock;
 use aconite_devices::dma::{Dma, DmaError, PoisonView};
+use aconite_devices::einj::Einj;
 use aconite_devices::ghes::ErrorSources;
 use aconite_devices::nvdimm::{FlushHint, UnitTable, Units};
 use aconite_devices::pci::{BarWindows, DevFn, Ecam, HostBridge, PciError, PciRoot, PciWindow, assign_bars};
@@ -26,6 +27,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
 use super::console::ConsoleSink;
 use super::errors::Errors;
+use super::injection::Injections;
 use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
@@ -233,6 +235,8 @@ pub struct Built {
     pub memory: MemoryDevices,
     /// Error sources of the firmware.
     pub errors: Errors,
+    /// What carries out the errors that the guest injects.
+    pub injections: Injections,
     /// Memslots of RAM; they only have to live.
     pub _ram_slots: Vec<Slot>,
     /// Exits to the monitor.
@@ -357,6 +361,12 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         vcpus.push((vcpu, McaState::new(mca)));
     }
     let injector = Injector::new(mca, config.cpus, baton.clone(), spec.events.clone());
+    let injections = Injections {
+        einj: wired.einj,
+        injector: injector.clone(),
+        events: spec.events.clone(),
+        cpus: config.cpus,
+    };
     let traps = Arc::new(Traps {
         injector,
         space,
@@ -376,6 +386,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         console: wired.console,
         memory: devices,
         errors,
+        injections,
         _ram_slots: ram_slots,
         counts,
         tables,
@@ -407,6 +418,7 @@ struct Devices {
     platform: Arc<Mutex<Platform>>,
     console: Arc<Mutex<VirtioPci<Console>>>,
     errors: Arc<Mutex<ErrorSources>>,
+    einj: Arc<Mutex<Einj>>,
 }
 
 impl Devices {
@@ -448,6 +460,9 @@ impl Devices {
             mmio.insert(&name, fixed::flush_base(unit), fixed::FLUSH_SIZE, Arc::new(Mutex::new(hint)))?;
         }
 
+        let einj = Arc::new(Mutex::new(Einj::new(dma.clone())));
+        mmio.insert("einj", fixed::EINJ_REGISTERS, Einj::SIZE, einj.clone())?;
+
         let root = PciRoot::new();
         root.insert(None, DevFn::new(0, 0), HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
         let wiring = Wiring { id: CONSOLE, dma, msi: vm.msi(), express: None };
@@ -461,7 +476,7 @@ impl Devices {
             mmio.insert(name, range.start, range.end - range.start, Arc::new(Mutex::new(window)))?;
         }
         mmio.insert("ecam", fixed::ECAM_BASE, fixed::ECAM_SIZE, Arc::new(Mutex::new(Ecam::new(root))))?;
-        Ok(Self { ports, mmio, platform, console, errors })
+        Ok(Self { ports, mmio, platform, console, errors, einj })
     }
 }
 

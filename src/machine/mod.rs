@@ -9,6 +9,7 @@ mod console;
 mod cpu;
 mod dimm;
 mod errors;
+mod injection;
 mod mce;
 mod media;
 mod memory;
@@ -319,15 +320,29 @@ impl Machine {
                 None
             }
             Effect::UnitEject { unit } => {
-                match self.paused.take().map_or_else(|| self.built.baton.take(), Ok) {
-                    Ok(held) => {
-                        self.built.memory.ejected(&held, unit);
-                        self.paused = Some(held).filter(|_| self.state == MachineState::Paused);
-                    }
-                    Err(Stopped) => tracing::debug!(unit, "a unit was ejected as the machine stopped"),
-                }
+                self.stopped(|built, held| built.memory.ejected(held, unit));
                 None
             }
+            Effect::InjectError(injection) => {
+                self.stopped(|built, held| built.injections.inject(held, &built.memory, injection));
+                None
+            }
+            Effect::TriggerError(injection) => {
+                self.built.injections.trigger(&self.built.memory, injection);
+                None
+            }
+        }
+    }
+
+    /// Does what the guest has asked for and no vCPU may see half done; nothing if the machine stops.
+    fn stopped(&mut self, work: impl FnOnce(&mut Built, &Held)) {
+        // A paused machine holds the baton already.
+        match self.paused.take().map_or_else(|| self.built.baton.take(), Ok) {
+            Ok(held) => {
+                work(&mut self.built, &held);
+                self.paused = Some(held).filter(|_| self.state == MachineState::Paused);
+            }
+            Err(Stopped) => tracing::debug!("what the guest asked for came as the machine stopped"),
         }
     }
 

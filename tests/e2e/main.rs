@@ -8,6 +8,7 @@ mod api;
 mod boot;
 mod clocks;
 mod doctor;
+mod einj;
 mod firmware;
 mod hostile;
 mod input;

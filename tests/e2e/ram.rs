@@ -14,13 +14,13 @@ const LENGTH: u64 = 0x10000;
 const LINE: u64 = 0x3240;
 
 #[track_caller]
-fn physical(guest: &mut Machine, pid: u32, va: u64) -> u64 {
+pub fn physical(guest: &mut Machine, pid: u32, va: u64) -> u64 {
     let line = guest.ok(&format!("aconite-agent pagemap {pid} {va:#x} 64"));
     line.parse::<Piece>().unwrap_or_else(|error| panic!("{error}")).gpa
 }
 
 #[track_caller]
-fn hardware_corrupted(guest: &mut Machine) -> u64 {
+pub fn hardware_corrupted(guest: &mut Machine) -> u64 {
     let line = guest.ok("grep HardwareCorrupted /proc/meminfo");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("{line}"))
 }

@@ -25,6 +25,8 @@ enum Suite {
     Boot,
     /// Clocks with and without kvmclock
     Clocks,
+    /// Errors that guests inject through their firmware
+    Einj,
     /// Memory errors: what kernels make of them, as a table
     Errors,
     /// A mapped file: signals, repair, accesses after a removal
@@ -51,7 +53,8 @@ impl Suite {
         match self {
             Self::Boot => ("e2e", &["boot::"]),
             Self::Clocks => ("e2e", &["clocks::"]),
-            Self::Errors => ("e2e", &["outcomes::", "ram::", "mapped::"]),
+            Self::Einj => ("e2e", &["einj::"]),
+            Self::Errors => ("e2e", &["outcomes::", "ram::", "mapped::", "einj::"]),
             Self::Mapped => ("e2e", &["mapped::"]),
             Self::Removal => ("e2e", &["removal::"]),
             Self::Api => ("e2e", &["api::"]),
