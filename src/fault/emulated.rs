@@ -6,6 +6,7 @@
 
 use vm_memory::VolatileMemory;
 
+use super::deliver::Delivered;
 use super::step::Step;
 use super::touch::{Touch, direction};
 use super::trap::{Progress, TrapError, Traps};
@@ -13,7 +14,7 @@ use crate::command::{Access, Direction, Event};
 use crate::kvm::{RunError, Vcpu, VcpuExitKind};
 use crate::memory::Region;
 use crate::x86::decide::{Consumed, LINE};
-use crate::x86::mca::McaState;
+use crate::x86::mca::{ErrorClass, MachineError, McaState};
 
 /// Exits that an instruction which is being given up may still end in.
 const MOST_EXITS: usize = 64;
@@ -39,7 +40,10 @@ impl Traps {
         let poison = (!write).then(|| self.consumable_poison(gpa, length)).flatten();
         if let Some(line) = poison {
             let line = line & !(LINE - 1);
-            give_up(vcpu, progress.take_step())?;
+            let signals = mca.signals(&MachineError::line(ErrorClass::Load, line));
+            if signals {
+                give_up(vcpu, progress.take_step())?;
+            }
             let touch = Touch::of(vcpu, &self.space, self.physical_bits, &self.xsave)?;
             let first = gpa.max(line);
             let consumed = Consumed {
@@ -48,7 +52,12 @@ impl Traps {
                 gpa: first,
                 bytes: (gpa + length).min(line + LINE) - first,
             };
-            return self.machine_check(vcpu, mca, &touch, consumed, Direction::Read);
+            match self.machine_check(vcpu, mca, &touch, consumed, Direction::Read)? {
+                Delivered::Shutdown(_) => return Ok(Some(VcpuExitKind::Shutdown)),
+                _ if signals => return Ok(None),
+                // The guest wants to hear nothing of it: the emulator gets what the memory holds.
+                _ => {}
+            }
         }
         if region.departed() {
             self.report_emulated(vcpu, &region, gpa, write)?;

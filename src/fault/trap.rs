@@ -147,9 +147,13 @@ impl Traps {
             };
             if let Some((consumed, direction)) = consumed {
                 progress.moved();
-                return self.machine_check(vcpu, mca, &touch, consumed, direction);
-            }
-            if self.copy(vcpu, &touch)? {
+                match self.machine_check(vcpu, mca, &touch, consumed, direction)? {
+                    Delivered::MachineCheck => return Ok(None),
+                    Delivered::Shutdown(_) => return Ok(Some(VcpuExitKind::Shutdown)),
+                    // The guest wants to hear nothing of it: it gets what the memory holds.
+                    Delivered::Logged => {}
+                }
+            } else if self.copy(vcpu, &touch)? {
                 progress.moved();
                 repeated = Some(rip);
                 continue;
@@ -276,6 +280,8 @@ impl Traps {
         Ok(true)
     }
 
+    /// An instruction consumes poison: reports it, and raises the machine check or, if the guest has switched that
+    /// off, logs the error.
     pub(super) fn machine_check(
         &self,
         vcpu: &mut Vcpu,
@@ -283,27 +289,28 @@ impl Traps {
         touch: &Touch,
         consumed: Consumed,
         direction: Direction,
-    ) -> Result<Option<VcpuExitKind>, TrapError> {
+    ) -> Result<Delivered, TrapError> {
         let Consumed { gpa, linear, bytes, .. } = consumed;
         let access = touch.describe(vcpu.id(), gpa, Some(linear), bytes, direction);
-        if let Some(region) = self.space.find(consumed.gpa) {
-            self.events.publish(Event::PoisonTrapped {
-                device: region.name().to_owned(),
-                offset: region.named_offset(consumed.gpa).into(),
-                access,
-                decision: TrapDecision::MachineCheck,
-                reason: reason(direction).to_owned(),
-            });
-        }
         let class = match direction {
             Direction::Fetch => ErrorClass::Fetch,
             _ => ErrorClass::Load,
         };
         let error = MachineError::line(class, consumed.line);
-        Ok(match self.injector.deliver(vcpu, mca, Injection::error(error, MceOrigin::Access))? {
-            Delivered::MachineCheck | Delivered::Logged => None,
-            Delivered::Shutdown(_) => Some(VcpuExitKind::Shutdown),
-        })
+        let (decision, reason) = match mca.signals(&error) {
+            true => (TrapDecision::MachineCheck, reason(direction)),
+            false => (TrapDecision::Proceed, "the guest has switched the reporting of errors off"),
+        };
+        if let Some(region) = self.space.find(consumed.gpa) {
+            self.events.publish(Event::PoisonTrapped {
+                device: region.name().to_owned(),
+                offset: region.named_offset(consumed.gpa).into(),
+                access,
+                decision,
+                reason: reason.to_owned(),
+            });
+        }
+        Ok(self.injector.deliver(vcpu, mca, Injection::error(error, MceOrigin::Access))?)
     }
 
     /// Reports what the instruction touches of departed memory. `run` is the length of a run of iterations that is

@@ -172,6 +172,8 @@ fn a_disabled_bank_logs_in_silence() {
         for config in [smca(), intel(true)] {
             let mut state = state(config);
             state.wrmsr(msr, value).unwrap();
+            let error = MachineError::line(ErrorClass::Load, ADDRESS);
+            assert!(McaState::new(config).signals(&error) && !state.signals(&error));
             let raised = raise(&mut state, ErrorClass::Load);
             assert_eq!(raised.consequence, Consequence::Logged);
             assert_eq!(raised.status & (VAL | EN), VAL);

@@ -313,6 +313,21 @@ impl McaState {
         }
     }
 
+    /// Whether the guest wants to hear of errors in a bank.
+    fn reports(&self, index: usize) -> bool {
+        let reporting = match self.config.flavour {
+            Flavour::Intel => self.mcg_ctl != 0,
+            Flavour::Smca | Flavour::AmdLegacy => self.mcg_ctl >> index & 1 != 0,
+        };
+        reporting && self.banks.get(index).is_some_and(|bank| bank.ctl != 0)
+    }
+
+    /// Whether `error` would be signalled by a machine check, or shut the vCPU down, rather than only be logged.
+    pub fn signals(&self, error: &MachineError) -> bool {
+        let record = self.record(error, Reach::Architecture);
+        record.mcg_status.is_some() && self.reports(record.bank.into())
+    }
+
     fn raised(&self, consequence: Consequence, broadcast: bool, index: usize) -> Raised {
         let bank = &self.banks[index];
         Raised {
@@ -332,12 +347,8 @@ impl McaState {
     /// The log comes first: the next boot finds what a shutdown leaves in the bank.
     pub fn raise_record(&mut self, record: BankRecord, reach: Reach, cr4: u64) -> Raised {
         let index = usize::from(record.bank).min(self.banks.len().saturating_sub(1));
-        let reporting = match self.config.flavour {
-            Flavour::Intel => self.mcg_ctl != 0,
-            Flavour::Smca | Flavour::AmdLegacy => self.mcg_ctl >> index & 1 != 0,
-        };
+        let enabled = self.reports(index);
         let bank = &mut self.banks[index];
-        let enabled = reporting && bank.ctl != 0;
         let status = if enabled { record.status } else { record.status & !(EN | S) };
         let before = bank.status;
         bank.log(self.config.flavour, status, record.address, record.misc);
