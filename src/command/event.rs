@@ -206,6 +206,10 @@ pub enum Event {
         mcg_status: Address,
         /// Who raised it.
         origin: MceOrigin,
+        /// Vector of what was being delivered and gave way to it. An interrupt and the NMI (2) come again by
+        /// themselves, a fault with its instruction.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gave_way: Option<u8>,
     },
     /// An error was put into a bank, and no machine check raised: the guest finds it when it polls.
     MceLogged {

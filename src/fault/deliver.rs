@@ -9,20 +9,24 @@
 //! waits for anybody here, so it makes no difference whether the first one holds the baton.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aconite_devices::irq::MsiSink;
 use thiserror::Error;
 
-use super::inject::{in_flight, request_again, take_back_events};
+use super::inject::{exception_in_flight, request_again, take_back_events};
 use crate::command::{Event, EventBus, MceOrigin};
-use crate::kvm::{Baton, KvmError, Stopped, Vcpu};
+use crate::kvm::{Baton, KvmError, Vcpu};
 use crate::x86::mca::{
     BankRecord, Consequence, MachineError, McaConfig, McaState, Raised, Reach, ShutdownCause,
 };
 
 /// Most errors that wait for one vCPU: a paused machine delivers none.
 const MOST_WAITING: usize = 256;
+/// The vector of the non-maskable interrupt.
+const NMI_VECTOR: u8 = 2;
 /// How long an exception that is being delivered may keep a queued machine check waiting, in milliseconds.
 const AGAIN_MS: u32 = 1;
 
@@ -155,25 +159,38 @@ impl Queue {
     }
 }
 
-#[derive(Debug)]
 struct Shared {
     config: McaConfig,
     queues: Vec<Queue>,
     baton: Arc<Baton>,
+    msi: Arc<dyn MsiSink>,
     events: EventBus,
 }
 
 /// The way to raise errors in any vCPU, from any thread.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Injector {
     shared: Arc<Shared>,
 }
 
+impl fmt::Debug for Injector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Injector").field("queues", &self.shared.queues).finish_non_exhaustive()
+    }
+}
+
 impl Injector {
-    /// An injector for `cpus` vCPUs whose machine-check architecture is `config`.
-    pub fn new(config: McaConfig, cpus: u32, baton: Arc<Baton>, events: EventBus) -> Self {
+    /// An injector for `cpus` vCPUs whose machine-check architecture is `config`, and whose local APICs are reached by
+    /// `msi`.
+    pub fn new(
+        config: McaConfig,
+        cpus: u32,
+        baton: Arc<Baton>,
+        msi: Arc<dyn MsiSink>,
+        events: EventBus,
+    ) -> Self {
         let queues = (0..cpus).map(|_| Queue::default()).collect();
-        Self { shared: Arc::new(Shared { config, queues, baton, events }) }
+        Self { shared: Arc::new(Shared { config, queues, baton, msi, events }) }
     }
 
     /// The machine-check architecture of the guest.
@@ -217,20 +234,11 @@ impl Injector {
     /// Delivers what waits for the calling thread's vCPU, which has left the baton and owes KVM no answer to an exit.
     pub fn deliver_waiting(&self, vcpu: &Vcpu, mca: &mut McaState) -> Result<Turn, KvmError> {
         let Some(queue) = self.shared.queues.get(vcpu.id() as usize) else { return Ok(Turn::Done) };
-        let flight = in_flight(&vcpu.events()?);
-        if flight.exception.is_some() {
+        if exception_in_flight(&vcpu.events()?) {
             // It may be one that does not come again; the machine check has no place of its own and can wait.
             vcpu.interrupt_within(AGAIN_MS);
             return Ok(Turn::Later);
         }
-        // The local APIC is only changed while no other vCPU sends it anything.
-        let _held = match flight.interrupt {
-            Some(_) => match self.shared.baton.take() {
-                Ok(held) => Some(held),
-                Err(Stopped) => return Ok(Turn::Done),
-            },
-            None => None,
-        };
         while let Some(item) = queue.pop() {
             let delivered = match item {
                 Waiting::Own(injection) => self.deliver(vcpu, mca, injection)?,
@@ -250,8 +258,7 @@ impl Injector {
     /// Logs an error in the banks of the calling thread's vCPU, puts its machine check in front of everything else,
     /// and tells the other vCPUs what is their share.
     ///
-    /// An interrupt or NMI that was being delivered comes again after the machine check. Somebody else may only send
-    /// interrupts to this vCPU meanwhile if none was being delivered: a trap holds the baton.
+    /// An interrupt or NMI that was being delivered comes again after the machine check.
     pub fn deliver(
         &self,
         vcpu: &Vcpu,
@@ -291,9 +298,18 @@ impl Injector {
         let (status, address, misc) = (status.into(), address.into(), misc.into());
         let (delivered, event) = match raised.consequence {
             Consequence::MachineCheck => {
-                interrupt_with_machine_check(vcpu)?;
+                let gave_way = interrupt_with_machine_check(vcpu, &*self.shared.msi)?;
                 let mcg_status = mcg_status.into();
-                let event = Event::MceDelivered { vcpu: id, bank, status, address, misc, mcg_status, origin };
+                let event = Event::MceDelivered {
+                    vcpu: id,
+                    bank,
+                    status,
+                    address,
+                    misc,
+                    mcg_status,
+                    origin,
+                    gave_way,
+                };
                 (Delivered::MachineCheck, event)
             }
             Consequence::Shutdown(cause) => {
@@ -317,18 +333,16 @@ impl Injector {
     }
 }
 
-/// Puts vector 18 in front of whatever was on its way, and wakes the vCPU.
-fn interrupt_with_machine_check(vcpu: &Vcpu) -> Result<(), KvmError> {
+/// Puts vector 18 in front of whatever was on its way, and wakes the vCPU. The vector of what gave way.
+fn interrupt_with_machine_check(vcpu: &Vcpu, msi: &dyn MsiSink) -> Result<Option<u8>, KvmError> {
     let mut events = vcpu.events()?;
     let taken = take_back_events(&mut events);
     if let Some(vector) = taken.interrupt {
-        request_again(vcpu, vector)?;
-    }
-    if let Some(vector) = taken.exception {
-        tracing::debug!(vector, vcpu = vcpu.id(), "an exception gave way to a machine check");
+        request_again(vcpu, msi, vector)?;
     }
     vcpu.set_events(&events)?;
-    vcpu.wake()
+    vcpu.wake()?;
+    Ok(taken.interrupt.or(taken.nmi.then_some(NMI_VECTOR)).or(taken.exception))
 }
 
 #[cfg(test)]
@@ -337,9 +351,15 @@ mod tests {
     use crate::x86::cpuid::Vendor;
     use crate::x86::mca::ErrorClass;
 
+    struct NoApic;
+
+    impl MsiSink for NoApic {
+        fn signal(&self, _address: u64, _data: u32) {}
+    }
+
     fn injector(cpus: u32) -> Injector {
         let config = McaConfig::for_vendor(Vendor::Intel);
-        Injector::new(config, cpus, Baton::new(cpus as usize), EventBus::new())
+        Injector::new(config, cpus, Baton::new(cpus as usize), Arc::new(NoApic), EventBus::new())
     }
 
     fn request() -> Injection {

@@ -5,19 +5,14 @@
 //! was being delivered when the vCPU trapped is therefore taken back first: it comes again after the
 //! machine check.
 
-use kvm_bindings::{kvm_lapic_state, kvm_vcpu_events};
+use aconite_devices::irq::MsiSink;
+use kvm_bindings::kvm_vcpu_events;
 
 use crate::kvm::{KvmError, Vcpu};
 
-/// Offset of the first in-service register in the local APIC page (SDM volume 3, table 12-1).
-const APIC_ISR: usize = 0x100;
-/// Offset of the first interrupt-request register.
-const APIC_IRR: usize = 0x200;
-/// IA32_APIC_BASE: x2APIC mode.
-const APIC_BASE_X2APIC: u64 = 1 << 10;
-/// MSRs of the x2APIC: end of interrupt, and self-IPI.
-const X2APIC_EOI: u32 = 0x80b;
-const X2APIC_SELF_IPI: u32 = 0x83f;
+/// Where messages to local APICs go, and the place of the APIC id in the address (SDM volume 3, 12.11.1).
+const MSI_ADDRESS: u64 = 0xfee0_0000;
+const MSI_DESTINATION_SHIFT: u32 = 12;
 /// The machine-check exception.
 const MC_VECTOR: u8 = 18;
 
@@ -61,45 +56,21 @@ pub fn take_back_events(events: &mut kvm_vcpu_events) -> Taken {
     taken
 }
 
-/// What KVM is delivering to a vCPU, and what it would lose.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InFlight {
-    /// An interrupt of the local APIC.
-    pub interrupt: Option<u8>,
-    /// An exception.
-    pub exception: Option<u8>,
+/// Whether KVM is delivering an exception: one that is no fault would be lost.
+pub fn exception_in_flight(events: &kvm_vcpu_events) -> bool {
+    events.exception.injected != 0 || events.exception.pending != 0
 }
 
-/// What is being delivered; an NMI is not among it, since it can always be taken back.
-pub fn in_flight(events: &kvm_vcpu_events) -> InFlight {
-    InFlight {
-        interrupt: (events.interrupt.injected != 0).then_some(events.interrupt.nr),
-        exception: (events.exception.injected != 0 || events.exception.pending != 0)
-            .then_some(events.exception.nr),
-    }
-}
-
-/// Gets the local APIC to ask again for an interrupt that it takes for delivered.
+/// Gets the local APIC to ask again for an interrupt that it takes for delivered: an end of interrupt, which is that of
+/// the highest vector in service, and a message-signalled one.
 ///
-/// In x2APIC mode this is an end of interrupt, which is that of the highest vector in service, and a self-IPI: nothing
-/// else of the APIC changes. In xAPIC mode its whole state is written back, so that nobody may send it an interrupt
-/// meanwhile (`kvm_apic_set_state` in arch/x86/kvm/lapic.c).
-pub fn request_again(vcpu: &Vcpu, vector: u8) -> Result<(), KvmError> {
-    if vcpu.sregs()?.apic_base & APIC_BASE_X2APIC != 0 {
-        return vcpu.set_msrs(&[(X2APIC_EOI, 0), (X2APIC_SELF_IPI, u64::from(vector))]);
-    }
-    let mut lapic = vcpu.lapic()?;
-    move_to_requested(&mut lapic, vector);
-    vcpu.set_lapic(&lapic)
-}
-
-/// Moves `vector` from in service back to requested.
-fn move_to_requested(lapic: &mut kvm_lapic_state, vector: u8) {
-    let word = usize::from(vector / 32) * 0x10;
-    let (byte, bit) = (usize::from(vector % 32 / 8), 1u8 << (vector % 8));
-    let regs = &mut lapic.regs;
-    regs[APIC_ISR + word + byte] &= !(bit as std::os::raw::c_char);
-    regs[APIC_IRR + word + byte] |= bit as std::os::raw::c_char;
+/// Nothing else of the APIC changes, and nobody has to be kept from sending interrupts meanwhile. Writing its state
+/// back would lose what came in between, and a tick of its timer (`kvm_apic_set_state` and `cancel_apic_timer` in
+/// arch/x86/kvm/lapic.c).
+pub fn request_again(vcpu: &Vcpu, msi: &dyn MsiSink, vector: u8) -> Result<(), KvmError> {
+    vcpu.end_of_interrupt()?;
+    msi.signal(MSI_ADDRESS | u64::from(vcpu.id()) << MSI_DESTINATION_SHIFT, vector.into());
+    Ok(())
 }
 
 #[cfg(test)]
@@ -113,12 +84,6 @@ mod tests {
         events.interrupt.nr = 0xec;
         assert_eq!(take_back_events(&mut events), Taken { interrupt: Some(0xec), ..Default::default() });
         assert_eq!((events.interrupt.injected, events.exception.injected, events.exception.nr), (0, 1, 18));
-
-        let mut lapic = kvm_lapic_state::default();
-        lapic.regs[APIC_ISR + 0x70 + 1] = 1 << 4;
-        move_to_requested(&mut lapic, 0xec);
-        assert_eq!(lapic.regs[APIC_ISR + 0x70 + 1], 0);
-        assert_eq!(lapic.regs[APIC_IRR + 0x70 + 1], 1 << 4);
     }
 
     #[test]

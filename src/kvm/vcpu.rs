@@ -9,7 +9,7 @@ use kvm_bindings::{
     KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_BLOCKIRQ,
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_RUNNABLE, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_enable_cap, kvm_guest_debug,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -408,14 +408,13 @@ impl Vcpu {
         self.fd.set_vcpu_events(events).map_err(KvmError::refused("pending events"))
     }
 
-    /// State of the local APIC.
-    pub fn lapic(&self) -> Result<kvm_lapic_state, KvmError> {
-        self.fd.get_lapic().map_err(KvmError::refused("to show the local APIC"))
-    }
-
-    /// Sets the state of the local APIC.
-    pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<(), KvmError> {
-        self.fd.set_lapic(lapic).map_err(KvmError::refused("the local APIC"))
+    /// Ends the interrupt of the highest priority that is in service in the local APIC.
+    ///
+    /// KVM takes an end of interrupt from user space in every mode of the APIC, as Hyper-V's MSR for it
+    /// (`kvm_hv_vapic_msr_write` in arch/x86/kvm/hyperv.c); in the guest that MSR does not exist.
+    pub fn end_of_interrupt(&self) -> Result<(), KvmError> {
+        const HV_X64_MSR_EOI: u32 = 0x4000_0070;
+        self.set_msrs(&[(HV_X64_MSR_EOI, 0)])
     }
 
     /// The XSAVE area and XCR0.

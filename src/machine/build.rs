@@ -360,7 +360,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         }
         vcpus.push((vcpu, McaState::new(mca)));
     }
-    let injector = Injector::new(mca, config.cpus, baton.clone(), spec.events.clone());
+    let injector = Injector::new(mca, config.cpus, baton.clone(), vm.msi(), spec.events.clone());
     let injections = Injections {
         einj: wired.einj,
         injector: injector.clone(),
