@@ -190,6 +190,17 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Memory of the host under a device went bad. What was there is lost, and is poison to the guest from now on.
+    HostMemoryError {
+        /// The device.
+        device: String,
+        /// Offset of the first bad byte in the device.
+        offset: Address,
+        /// Number of bad bytes.
+        bytes: u64,
+        /// Whether somebody had accessed it.
+        consumed: bool,
+    },
     /// A machine check was delivered to a vCPU.
     MceDelivered {
         /// The vCPU's number.

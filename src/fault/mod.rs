@@ -3,6 +3,7 @@
 mod copy;
 mod deliver;
 mod emulated;
+mod host_memory;
 mod inject;
 mod stale;
 mod step;

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::copy::carry_out;
 use super::deliver::{Delivered, Injection, Injector};
+use super::host_memory::shortened;
 use super::stale::StaleLog;
 use super::step::{DR7_ENABLED, RFLAGS_TF, Step, Stepped};
 use super::touch::{Pages, Touch, direction};
@@ -28,7 +29,7 @@ const MOST_ITERATIONS: u32 = 512;
 const MOST_RETRIES: u32 = 100;
 
 /// Diagnoses of a vCPU that does not get on.
-const NOT_GUARDED: &str = "none of it is guarded. Was a file of a memory device made shorter?";
+const NOT_GUARDED: &str = "none of it is guarded";
 const NOT_DONE: &str = "with its guarded pages open it still does not run";
 
 /// Why a trap could not be served.
@@ -348,7 +349,10 @@ impl Traps {
     }
 
     fn stuck(&self, vcpu: &Vcpu, touch: &Touch, why: &str) -> TrapError {
-        let diagnosis = format!("{}; {why}", touch.text());
+        let mut diagnosis = format!("{}; {why}", touch.text());
+        if let Some(region) = self.space.regions().iter().find(|region| region.missing() > 0) {
+            diagnosis.push_str(&format!(". {}", shortened(region)));
+        }
         let rip = touch.state.regs.rip;
         self.events.publish(Event::VcpuStuck {
             vcpu: vcpu.id(),

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::fault::{Injector, Progress, TrapError, Traps, Turn};
 use crate::kvm::{Baton, Kick, RunError, Stopped, Vcpu, VcpuExitKind};
+use crate::memory::host_fault;
 use crate::x86::mca::McaState;
 
 /// A pause that the guest's watchdogs could notice.
@@ -110,6 +111,12 @@ impl Cpu {
             }
         }
         while let Ok(waited) = self.baton.enter(id) {
+            if host_fault::pending() {
+                self.baton.leave(id);
+                let Ok(held) = self.baton.take() else { break };
+                self.traps.serve_host_faults(&held);
+                continue;
+            }
             if waited >= NOTICED_PAUSE {
                 self.vcpu.was_paused();
             }

@@ -48,6 +48,7 @@ use crate::command::{
 use crate::config;
 use crate::fault::Progress;
 use crate::kvm::{Held, Stopped};
+use crate::memory::host_fault;
 
 /// How often firmware events that the guest has not fetched are announced again: an edge is lost while the
 /// guest has the interrupt masked.
@@ -208,6 +209,7 @@ impl Machine {
             let both = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
             watch(agent.stream().as_raw_fd(), both, TOKEN_AGENT)?;
         }
+        let _told = host_fault::tell(self.handle.wake.as_raw_fd());
         self.start_vcpus()?;
         self.state = MachineState::Running;
         self.events.publish(Event::MachineStarted { vcpus: self.config.cpus });
@@ -262,6 +264,9 @@ impl Machine {
 
     /// Does what is there to do; the cause if the machine is to end.
     fn turn(&mut self) -> Option<Cause> {
+        if host_fault::pending() {
+            self.stopped(|built, held| built.traps.serve_host_faults(held));
+        }
         let mut cause = None;
         let mut effects = Effects::new();
         while let Ok(message) = self.messages.try_recv() {

@@ -7,6 +7,7 @@
 pub mod backing;
 mod guard;
 mod guest_map;
+pub mod host_fault;
 mod keeper;
 mod poison;
 mod ranges;

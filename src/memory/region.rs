@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 use super::guard::{GrowError, GuardMethod, Guards, TooScattered};
+use super::host_fault::Watch;
 use super::poison::round_out;
 use super::{GuestMap, LARGE, MapError, PAGE_SIZE, PoisonKeeper, PoisonMap, RangeSet, backing};
 
@@ -117,6 +119,8 @@ impl State {
 /// A contiguous piece of guest memory.
 #[derive(Debug)]
 pub struct Region {
+    /// Dropped before the maps.
+    _watches: [Watch; 2],
     name: String,
     kind: RegionKind,
     gpa: u64,
@@ -153,14 +157,17 @@ impl Region {
                 other => std::io::Error::other(other.to_string()),
             },
         })?;
+        let host = map.host_address();
+        let own = alias.as_ptr() as u64;
         Ok(Self {
+            _watches: [Watch::new(host..host + len, false), Watch::new(own..own + len, true)],
             name: name.to_owned(),
             kind,
             gpa,
             writable: backing.writable,
             len,
             unit,
-            host_address: map.host_address(),
+            host_address: host,
             alias: Arc::new(alias),
             state: Mutex::new(State {
                 map,
@@ -368,6 +375,69 @@ impl Region {
         if state.departed || state.guards.protects(&pages) { Ok(()) } else { state.map.open(pages) }
     }
 
+    /// The offset of a host address, of either map.
+    pub fn offset_of(&self, host: u64) -> Option<u64> {
+        [self.host_address, self.alias.as_ptr() as u64]
+            .into_iter()
+            .filter_map(|base| host.checked_sub(base))
+            .find(|offset| *offset < self.len)
+    }
+
+    /// Takes note that the host's memory under `pages` (offsets, page aligned) went bad: their content is lost and is
+    /// poison, and good memory comes in their place. A file that lives in memory gets new pages, others are read again.
+    ///
+    /// The guards may cost as much as at the last request. The caller holds the baton.
+    pub fn lose(&self, pages: Range<u64>) -> Result<(), GuardError> {
+        self.check(&pages)?;
+        let limit = self.present()?.limit;
+        self.poison(std::slice::from_ref(&pages), limit)?;
+        Ok(self.renew(pages)?)
+    }
+
+    fn renew(&self, pages: Range<u64>) -> Result<(), MapError> {
+        let state = self.state();
+        let Some(backing) = self.alias.file_offset().filter(|_| !state.departed) else { return Ok(()) };
+        if self.writable {
+            forget(backing.file(), backing.start() + pages.start, pages.end - pages.start);
+        }
+        state.map.renew(pages.clone())?;
+        for run in state.guards.pages().within(pages.clone()) {
+            state.guards.shut(&state.map, run)?;
+        }
+        let len = pages.end - pages.start;
+        let offset = backing.start() + pages.start;
+        // SAFETY: the pages lie in the alias map, as those of the guest's map do, which has checked them; its bytes
+        // are only accessed as volatile memory.
+        let mapped = unsafe {
+            libc::mmap(
+                self.alias.as_ptr().add(pages.start as usize).cast(),
+                len as usize,
+                self.alias.prot(),
+                libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                backing.file().as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(MapError::Map { len, offset, source: io::Error::last_os_error() });
+        }
+        Ok(())
+    }
+
+    /// Bytes of the file below the region's end that are not there any more.
+    pub fn missing(&self) -> u64 {
+        let Some(backing) = self.alias.file_offset() else { return 0 };
+        let there = backing.file().metadata().map_or(u64::MAX, |metadata| metadata.len());
+        (backing.start() + self.len).saturating_sub(there).min(self.len)
+    }
+
+    /// The file, as the system names it.
+    pub fn file_name(&self) -> String {
+        let Some(backing) = self.alias.file_offset() else { return "no file".to_owned() };
+        let link = format!("/proc/self/fd/{}", backing.file().as_raw_fd());
+        std::fs::read_link(link).map_or_else(|_| "a file".to_owned(), |path| path.display().to_string())
+    }
+
     /// Writes what the guest has changed back to the file, and waits for it.
     pub fn flush(&self) -> std::io::Result<()> {
         match self.alias.file_offset() {
@@ -426,6 +496,24 @@ fn whole_blocks(pages: &[Range<u64>], gpa: u64, len: u64) -> RangeSet {
         .map(|blocks| blocks.start.saturating_sub(gpa).max(first)..(blocks.end - gpa).min(end))
         .filter(|blocks| blocks.start < blocks.end)
         .collect()
+}
+
+/// Drops a part of a file that lives in memory: the next access finds new pages. Other files keep what they have on
+/// their medium.
+fn forget(file: &File, offset: u64, len: u64) {
+    // SAFETY: an all-zero `statfs` is valid, the descriptor is open and the structure outlives the call.
+    let kind = unsafe {
+        let mut statfs: libc::statfs = std::mem::zeroed();
+        (libc::fstatfs(file.as_raw_fd(), &raw mut statfs) == 0).then_some(statfs.f_type)
+    };
+    if !matches!(kind, Some(libc::TMPFS_MAGIC | libc::HUGETLBFS_MAGIC)) {
+        return;
+    }
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: takes numbers and an open descriptor only.
+    if unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) } != 0 {
+        tracing::warn!(error = %io::Error::last_os_error(), "a bad page of a file in memory stays");
+    }
 }
 
 #[cfg(test)]
@@ -517,6 +605,38 @@ mod tests {
         assert_eq!(free(&region), vec![3 * LARGE..4 * LARGE]);
         region.clean(&[LARGE..2 * LARGE]).unwrap();
         assert_eq!(free(&region), vec![LARGE..2 * LARGE, 3 * LARGE..4 * LARGE]);
+    }
+
+    #[test]
+    fn what_the_host_lost_ends_no_access_and_is_noted() {
+        let region = region(1 << 20);
+        let file = region.alias().file_offset().unwrap().file().try_clone().unwrap();
+        region.alias().get_slice(0x2000, 8).unwrap().copy_from(&[7u8; 8]);
+        file.set_len(0x2000).unwrap();
+        let before = super::super::host_fault::generation();
+        assert_eq!(region.read_u64(0x1000), Some(0));
+        assert_eq!(super::super::host_fault::generation(), before);
+        assert_eq!(region.read_u64(0x2ff8), Some(0), "a page of zeros in the place of the missing one");
+        assert!(super::super::host_fault::generation() > before);
+        let (faults, _) = super::super::host_fault::take();
+        let fault = faults.iter().find(|fault| region.offset_of(fault.address) == Some(0x2000)).unwrap();
+        assert_eq!(fault.cause, super::super::host_fault::HostCause::BeyondEnd);
+        assert_eq!(region.missing(), (1 << 20) - 0x2000);
+
+        file.set_len(1 << 20).unwrap();
+        region.alias().get_slice(0x2000, 8).unwrap().copy_from(&[9u8; 8]);
+        region.lose(0x2000..0x3000).unwrap();
+        assert_eq!(region.poisoned(0..1 << 20, 9), vec![0x2000..0x3000]);
+        assert!(region.guards(0x2000));
+        assert_eq!(
+            region.read_u64(0x2000),
+            Some(0),
+            "the file is there again, and what went elsewhere is not"
+        );
+        region.alias().get_slice(0x2000, 8).unwrap().copy_from(&[5u8; 8]);
+        let mut seen = [0; 8];
+        std::os::unix::fs::FileExt::read_at(&file, &mut seen, 0x2000).unwrap();
+        assert_eq!(seen, [5; 8]);
     }
 
     #[test]
