@@ -10,6 +10,7 @@ mod clocks;
 mod doctor;
 mod einj;
 mod firmware;
+mod host_poison;
 mod hostile;
 mod input;
 mod mapped;
