@@ -2,9 +2,10 @@
 //!
 //! A row is an error and what is expected to come of it ([`table`]), a column a kernel, a kind of machine checks and a
 //! number of vCPUs ([`column`]). One guest goes through all rows of its column that it survives ([`subject`], [`story`]);
-//! those that end a machine have guests of their own. Results go to a file ([`report`]).
+//! those that end a machine have guests of their own ([`fatal`]). Results go to a file ([`report`]).
 
 mod column;
+mod fatal;
 mod report;
 mod story;
 mod subject;
@@ -13,8 +14,9 @@ mod table;
 use column::Column;
 use report::{Cell, Verdict};
 use std::panic::{self, AssertUnwindSafe};
+use std::thread;
 use subject::Subject;
-use table::{Row, Run};
+use table::{Expected, Row, Run};
 
 /// What a row came to, in the words of the table; or why it could not be run.
 type Seen = Result<String, NotRun>;
@@ -34,7 +36,7 @@ fn run_column(column: Column) {
         if must_boot_again {
             report::keep_log(&column, row.name, &subject.guest);
         }
-        let cell = row.judge(&column, result);
+        let cell = judge(row.name, &row.expected, &column, result);
         eprintln!("{column}: {cell}");
         cells.push(cell);
         if must_boot_again {
@@ -42,7 +44,7 @@ fn run_column(column: Column) {
         }
     }
     subject.finish();
-    report::write(&column, cells);
+    report::write(&column.to_string(), cells);
 }
 
 impl Row {
@@ -52,37 +54,36 @@ impl Row {
             Run::Story(story) => story(subject),
         }
     }
+}
 
-    /// Compares what was seen with what stands in the table.
-    fn judge(&self, column: &Column, result: std::thread::Result<Seen>) -> Cell {
-        let difference = self.differences.iter().find(|difference| difference.holds_for(column));
-        let expected = difference.map_or(self.expected, |difference| difference.expected);
-        let verdict = match &result {
-            Ok(Ok(seen)) if seen == expected => Verdict::Passed,
-            Ok(Ok(_)) => Verdict::Failed(format!("expected: {expected}")),
-            Ok(Err(NotRun(why))) => Verdict::NotRun(why.clone()),
-            Err(panic) => Verdict::Failed(report::panic_text(panic.as_ref())),
-        };
-        let seen = result.ok().and_then(Result::ok).unwrap_or_default();
-        let because = difference.map(|difference| format!("{}: {}", difference.function, difference.reason));
-        Cell { row: self.name.to_owned(), seen, verdict, because }
-    }
+/// Compares what was seen with what stands in the table.
+fn judge(row: &str, expected: &Expected, column: &Column, result: thread::Result<Seen>) -> Cell {
+    let (expected, because) = expected.on(column);
+    let verdict = match &result {
+        Ok(Ok(seen)) if seen == expected => Verdict::Passed,
+        Ok(Ok(_)) => Verdict::Failed(format!("expected: {expected}")),
+        Ok(Err(NotRun(why))) => Verdict::NotRun(why.clone()),
+        Err(panic) => Verdict::Failed(report::panic_text(panic.as_ref())),
+    };
+    let seen = result.ok().and_then(Result::ok).unwrap_or_default();
+    Cell { row: row.to_owned(), seen, verdict, because }
 }
 
 /// One test for each column.
 macro_rules! columns {
-    ($($(#[$attribute:meta])* $name:ident: $kernel:literal, $flavour:ident, $vcpus:literal;)*) => {
+    ($run:path; $($(#[$attribute:meta])* $name:ident: $kernel:literal, $flavour:ident, $vcpus:literal;)*) => {
         $(
             #[test]
             $(#[$attribute])*
             fn $name() {
-                run_column(Column { kernel: $kernel, flavour: column::Flavour::$flavour, vcpus: $vcpus });
+                $run(Column { kernel: $kernel, flavour: column::Flavour::$flavour, vcpus: $vcpus });
             }
         )*
     };
 }
 
 columns! {
+    run_column;
     #[ignore = "wide"]
     smca_1: "6.12", Smca, 1;
     smca_2: "6.12", Smca, 2;
@@ -121,4 +122,24 @@ columns! {
     lmce_7: "7.x", IntelLmce, 2;
     #[ignore = "wide"]
     broadcast_7: "7.x", IntelBroadcast, 2;
+}
+
+columns! {
+    fatal::run_column;
+    #[ignore = "wide"]
+    fatal_smca: "6.12", Smca, 2;
+    #[ignore = "wide"]
+    fatal_legacy: "6.12", Legacy, 2;
+    #[ignore = "wide"]
+    fatal_lmce: "6.12", IntelLmce, 2;
+    #[ignore = "wide"]
+    fatal_broadcast: "6.12", IntelBroadcast, 2;
+    #[ignore = "wide"]
+    fatal_smca_6_1: "6.1", Smca, 2;
+    #[ignore = "wide"]
+    fatal_lmce_6_1: "6.1", IntelLmce, 2;
+    #[ignore = "wide"]
+    fatal_smca_7: "7.x", Smca, 2;
+    #[ignore = "wide"]
+    fatal_lmce_7: "7.x", IntelLmce, 2;
 }

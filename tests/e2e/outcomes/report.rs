@@ -78,7 +78,7 @@ pub fn keep_log(column: &Column, row: &str, guest: &Machine) {
 /// # Panics
 /// A row failed, or nothing can be written.
 #[track_caller]
-pub fn write(column: &Column, cells: Vec<Cell>) {
+pub fn write(column: &str, cells: Vec<Cell>) {
     let dir = directory();
     let parts = dir.join("outcomes");
     fs::create_dir_all(&parts).expect("a directory for the report");

@@ -3,12 +3,15 @@
 use super::Seen;
 use super::subject::{FILE, PAGE, Subject, hex, signal_in_words};
 use super::table::Place;
-use aconite_agent::workload::{Reply, Request};
+use aconite_agent::workload::{Reply, Request, pattern};
 use aconite_tests::workload::Workload;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long the kernel's workers may take to write down a bad block, after the access.
 const LIST: Duration = Duration::from_secs(20);
+/// How long a corrected error is given to do harm: several polls.
+const QUIET: Duration = Duration::from_secs(5);
 /// Pages with a bad line each in the row with two readers.
 const PAGES: u64 = 8;
 /// First page of those.
@@ -178,4 +181,55 @@ pub fn sharer(subject: &mut Subject) -> Seen {
     let checks = machine_checks(subject);
     let (reader, sharer) = (words(&reader, own), words(&notice, mapping));
     Ok(format!("{reader} to the reader, {sharer} to the sharer; {checks} machine check"))
+}
+
+/// An error of this class is raised in a page of the process, which does not touch it; then it loads a word.
+fn raised(subject: &mut Subject, class: &str, early: bool) -> Seen {
+    let place = Place::Anonymous;
+    let mapping = subject.map(place);
+    let page = subject.fresh(place);
+    let requests = [Request::Early(early), Request::Physical(page)];
+    let replies = subject.workload.ask_all(&mut subject.guest, &requests);
+    let Reply::At(gpa) = replies[1] else { panic!("where the page is: {replies:?}") };
+    let before = subject.corrupted();
+    subject.guest.ctl(&["mce", "--class", class, "--address", &format!("{gpa:#x}")]);
+    let deadline = Instant::now() + if class == "corrected" { QUIET } else { LIST };
+    let (mut signal, mut lost) = (None, 0);
+    while Instant::now() < deadline && (lost == 0 || (early && signal.is_none())) {
+        thread::sleep(Duration::from_millis(200));
+        if let Reply::Signal(notice) = subject.ask(Request::Notice) {
+            signal = Some(notice);
+        }
+        lost = subject.corrupted() - before;
+    }
+    let replies = subject.workload.ask_all(&mut subject.guest, &[Request::Early(false), Request::Load(page)]);
+    let then = match &replies[1] {
+        Reply::Signal(signal) => signal_in_words(signal, mapping + page),
+        Reply::Loaded { word, .. } if *word == pattern(page) => "good".to_owned(),
+        other => other.to_string(),
+    };
+    let signal = signal.map_or("no signal".to_owned(), |signal| signal_in_words(&signal, mapping + page));
+    let traps = machine_checks(subject);
+    assert_eq!(traps, 0, "nothing was poisoned");
+    Ok(format!("{signal}; +{lost} kB; then {then}"))
+}
+
+/// The process asked to be told before it consumes poison.
+pub fn optional_early(subject: &mut Subject) -> Seen {
+    raised(subject, "srao", true)
+}
+
+/// The process did not ask.
+pub fn optional(subject: &mut Subject) -> Seen {
+    raised(subject, "srao", false)
+}
+
+/// No machine check: the error waits in its bank until the kernel polls.
+pub fn deferred_early(subject: &mut Subject) -> Seen {
+    raised(subject, "ucna", true)
+}
+
+/// A corrected error costs nothing.
+pub fn corrected(subject: &mut Subject) -> Seen {
+    raised(subject, "corrected", true)
 }

@@ -103,6 +103,9 @@ impl Subject {
         self.guest.ok(&format!("mkfs.ext4 -q -b 4096 {fs} && mkdir -p /mnt"));
         self.guest.ok(&format!("mount -t ext4 -o dax=always,noinit_itable {fs} /mnt"));
         self.guest.ok(&format!("echo {HUGE_PAGES} > /proc/sys/vm/nr_hugepages"));
+        self.guest.ok("echo always > /sys/kernel/mm/transparent_hugepage/enabled");
+        // Errors that are only logged are found within a second.
+        self.guest.ok("echo 1 > /sys/devices/system/machinecheck/machinecheck0/check_interval");
         let create = Request::Create(FILE.into(), FILE_LENGTH);
         assert_eq!(self.workload.ask(&mut self.guest, &create), Reply::Done);
         super::story::prepare(self);
@@ -126,7 +129,7 @@ impl Subject {
     }
 
     /// Memory that the kernel has given up, in kB (HardwareCorrupted of /proc/meminfo).
-    fn corrupted(&mut self) -> i64 {
+    pub fn corrupted(&mut self) -> i64 {
         let text = self.guest.ok("sed -n \"s/^HardwareCorrupted: *\\([0-9]*\\) kB/\\1/p\" /proc/meminfo");
         text.parse().unwrap_or_else(|error| panic!("HardwareCorrupted {text:?}: {error}"))
     }
@@ -144,6 +147,7 @@ impl Subject {
             Place::Devdax2m => dax("dax2m"),
             Place::Fsdax => Source::File(FILE.into()),
             Place::Anonymous => Source::Anonymous(LENGTH),
+            Place::Transparent => Source::Anonymous(2 * LARGE),
             Place::Shared => Source::File(SHARED.into()),
             Place::Huge => Source::Huge(LARGE),
         }
@@ -163,14 +167,20 @@ impl Subject {
         }
         let source = self.source(place);
         let Reply::At(address) = self.ask(Request::Map(source)) else { panic!("{place:?} cannot be mapped") };
+        if place == Place::Transparent {
+            self.guest.ok("grep -q \"AnonHugePages: *[1-9]\" /proc/meminfo");
+        }
         self.mapped = Some((place, address));
         address
     }
 
     /// A page that no row has touched, by its offset in a mapping.
     pub fn fresh(&mut self, place: Place) -> u64 {
-        if place.is_ram() {
-            return PAGE;
+        match place {
+            // One of the two large pages in it is aligned.
+            Place::Transparent => return LARGE,
+            _ if place.is_ram() => return PAGE,
+            _ => {}
         }
         self.used += 1;
         self.used * if place == Place::Devdax2m { LARGE } else { PAGE }
@@ -250,7 +260,7 @@ impl Subject {
 impl Place {
     /// Whether it is in RAM, which rows lose pages of.
     fn is_ram(self) -> bool {
-        matches!(self, Self::Anonymous | Self::Shared | Self::Huge)
+        matches!(self, Self::Anonymous | Self::Transparent | Self::Shared | Self::Huge)
     }
 }
 
