@@ -7,11 +7,16 @@
 //! On Intel without local machine checks an error is everybody's: the vCPU that has it queues a bystander's share to
 //! all others, within the second that Linux waits for them (`mce_start` in arch/x86/kernel/cpu/mce/core.c). Nobody
 //! waits for anybody here, so it makes no difference whether the first one holds the baton.
+//!
+//! The next error may follow before a bystander has left its handler of the first: hardware's processors leave it
+//! together (`mce_end`), but a vCPU may be without a processor of the host just then. Its share of the next error
+//! waits until it has cleared MCIP, or for as long as Linux waits for it.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use aconite_devices::irq::MsiSink;
 use thiserror::Error;
@@ -29,6 +34,8 @@ const MOST_WAITING: usize = 256;
 const NMI_VECTOR: u8 = 2;
 /// How long an exception that is being delivered may keep a queued machine check waiting, in milliseconds.
 const AGAIN_MS: u32 = 1;
+/// How long a bystander may take to leave its handler of the error before (the time-out of `mce_timed_out`).
+const HANDLER: Duration = Duration::from_secs(1);
 
 /// An error to raise, and how far it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +85,7 @@ pub enum Delivered {
 pub enum Turn {
     /// Nothing.
     Done,
-    /// An exception is being delivered: the guest has to run first, and is interrupted soon.
+    /// An exception is being delivered or handled: the guest has to run first, and is interrupted soon.
     Later,
     /// The vCPU shuts down.
     Shutdown,
@@ -116,8 +123,8 @@ pub enum InjectError {
 enum Waiting {
     /// An error of its own.
     Own(Injection),
-    /// Its share of an error of another vCPU.
-    Bystander,
+    /// Its share of an error of another vCPU, which was raised then.
+    Bystander(Instant),
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +154,11 @@ impl Queue {
         let item = list.pop_front();
         self.waiting.store(!list.is_empty(), Ordering::SeqCst);
         item
+    }
+
+    /// Whether what comes next is a share that can wait for the end of a handler.
+    fn can_wait(&self) -> bool {
+        matches!(self.list().front(), Some(Waiting::Bystander(since)) if since.elapsed() < HANDLER)
     }
 
     /// Takes the bystander's shares out; whether there was one.
@@ -239,10 +251,15 @@ impl Injector {
             vcpu.interrupt_within(AGAIN_MS);
             return Ok(Turn::Later);
         }
-        while let Some(item) = queue.pop() {
+        loop {
+            if mca.in_progress() && queue.can_wait() {
+                vcpu.interrupt_within(AGAIN_MS);
+                return Ok(Turn::Later);
+            }
+            let Some(item) = queue.pop() else { return Ok(Turn::Done) };
             let delivered = match item {
                 Waiting::Own(injection) => self.deliver(vcpu, mca, injection)?,
-                Waiting::Bystander => {
+                Waiting::Bystander(_) => {
                     let raised = mca.raise_bystander(vcpu.sregs()?.cr4);
                     self.carry_out(vcpu, &raised, MceOrigin::Broadcast)?
                 }
@@ -252,7 +269,6 @@ impl Injector {
                 return Ok(Turn::Shutdown);
             }
         }
-        Ok(Turn::Done)
     }
 
     /// Logs an error in the banks of the calling thread's vCPU, puts its machine check in front of everything else,
@@ -284,7 +300,7 @@ impl Injector {
 
     fn tell_others(&self, culprit: u32) {
         for (id, queue) in self.shared.queues.iter().enumerate().filter(|(id, _)| *id != culprit as usize) {
-            if queue.push(Waiting::Bystander) {
+            if queue.push(Waiting::Bystander(Instant::now())) {
                 self.shared.baton.kick(id);
             } else {
                 tracing::warn!(vcpu = id, "a broadcast machine check was lost: too many wait");
@@ -400,5 +416,20 @@ mod tests {
         assert!(injector.waiting(0), "its own error stays");
         assert!(matches!(queue.pop(), Some(Waiting::Own(_))) && queue.pop().is_none());
         assert!(!injector.waiting(0));
+    }
+
+    #[test]
+    fn only_a_share_waits_for_a_handler_and_not_for_ever() {
+        let injector = injector(2);
+        let queue = &injector.shared.queues[0];
+        injector.tell_others(1);
+        assert!(queue.can_wait());
+        queue.pop();
+        assert!(!queue.can_wait());
+        assert!(queue.push(Waiting::Bystander(Instant::now().checked_sub(HANDLER).expect("a time before"))));
+        assert!(!queue.can_wait());
+        queue.pop();
+        injector.raise(Some(0), request()).expect("a vCPU");
+        assert!(!queue.can_wait());
     }
 }

@@ -301,9 +301,14 @@ impl McaState {
         self.raised(consequence, false, 0)
     }
 
+    /// Whether the guest is still handling a machine check: MCG_STATUS.MCIP.
+    pub fn in_progress(&self) -> bool {
+        self.mcg_status & MCG_MCIP != 0
+    }
+
     /// What a machine check does to this vCPU; if it can be taken, MCG_STATUS says so.
     fn interrupt(&mut self, mcg_status: u64, cr4: u64) -> Consequence {
-        if self.mcg_status & MCG_MCIP != 0 {
+        if self.in_progress() {
             Consequence::Shutdown(ShutdownCause::InProgress)
         } else if cr4 & CR4_MCE == 0 {
             Consequence::Shutdown(ShutdownCause::NotEnabled)
