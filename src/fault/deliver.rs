@@ -10,7 +10,8 @@
 //!
 //! The next error may follow before a bystander has left its handler of the first: hardware's processors leave it
 //! together (`mce_end`), but a vCPU may be without a processor of the host just then. Its share of the next error
-//! waits until it has cleared MCIP, or for as long as Linux waits for it.
+//! waits until it has cleared MCIP and had time to return (it is still on the handler's stack, which another machine
+//! check would begin again), or for as long as Linux waits for it.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -36,6 +37,9 @@ const NMI_VECTOR: u8 = 2;
 const AGAIN_MS: u32 = 1;
 /// How long a bystander may take to leave its handler of the error before (the time-out of `mce_timed_out`).
 const HANDLER: Duration = Duration::from_secs(1);
+/// How often a bystander that has cleared MCIP runs for [`AGAIN_MS`] before it counts as returned: a timer may interrupt
+/// it before it has done anything.
+const RETURNS: u32 = 3;
 
 /// An error to raise, and how far it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,8 +127,13 @@ pub enum InjectError {
 enum Waiting {
     /// An error of its own.
     Own(Injection),
-    /// Its share of an error of another vCPU, which was raised then.
-    Bystander(Instant),
+    /// Its share of an error of another vCPU.
+    Bystander {
+        /// When that was raised.
+        since: Instant,
+        /// How often the vCPU must still run before it has returned from its handler.
+        returns: u32,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -156,9 +165,16 @@ impl Queue {
         item
     }
 
-    /// Whether what comes next is a share that can wait for the end of a handler.
-    fn can_wait(&self) -> bool {
-        matches!(self.list().front(), Some(Waiting::Bystander(since)) if since.elapsed() < HANDLER)
+    /// Whether what comes next is a share that waits for the end of the vCPU's handler, which is `in_progress` or was.
+    fn waits_for_handler(&self, in_progress: bool) -> bool {
+        let mut list = self.list();
+        let Some(Waiting::Bystander { since, returns }) = list.front_mut() else { return false };
+        if in_progress {
+            *returns = RETURNS;
+        }
+        let waits = *returns > 0 && since.elapsed() < HANDLER;
+        *returns = returns.saturating_sub(1);
+        waits
     }
 
     /// Takes the bystander's shares out; whether there was one.
@@ -252,14 +268,14 @@ impl Injector {
             return Ok(Turn::Later);
         }
         loop {
-            if mca.in_progress() && queue.can_wait() {
+            if queue.waits_for_handler(mca.in_progress()) {
                 vcpu.interrupt_within(AGAIN_MS);
                 return Ok(Turn::Later);
             }
             let Some(item) = queue.pop() else { return Ok(Turn::Done) };
             let delivered = match item {
                 Waiting::Own(injection) => self.deliver(vcpu, mca, injection)?,
-                Waiting::Bystander(_) => {
+                Waiting::Bystander { .. } => {
                     let raised = mca.raise_bystander(vcpu.sregs()?.cr4);
                     self.carry_out(vcpu, &raised, MceOrigin::Broadcast)?
                 }
@@ -300,7 +316,7 @@ impl Injector {
 
     fn tell_others(&self, culprit: u32) {
         for (id, queue) in self.shared.queues.iter().enumerate().filter(|(id, _)| *id != culprit as usize) {
-            if queue.push(Waiting::Bystander(Instant::now())) {
+            if queue.push(Waiting::Bystander { since: Instant::now(), returns: 0 }) {
                 self.shared.baton.kick(id);
             } else {
                 tracing::warn!(vcpu = id, "a broadcast machine check was lost: too many wait");
@@ -423,13 +439,18 @@ mod tests {
         let injector = injector(2);
         let queue = &injector.shared.queues[0];
         injector.tell_others(1);
-        assert!(queue.can_wait());
+        assert!(!queue.waits_for_handler(false), "there is none");
+        assert!(queue.waits_for_handler(true) && queue.waits_for_handler(true));
+        for _ in 1..RETURNS {
+            assert!(queue.waits_for_handler(false), "it has not returned yet");
+        }
+        assert!(!queue.waits_for_handler(false));
         queue.pop();
-        assert!(!queue.can_wait());
-        assert!(queue.push(Waiting::Bystander(Instant::now().checked_sub(HANDLER).expect("a time before"))));
-        assert!(!queue.can_wait());
+        let since = Instant::now().checked_sub(HANDLER).expect("a time before");
+        assert!(queue.push(Waiting::Bystander { since, returns: 0 }));
+        assert!(!queue.waits_for_handler(true), "it has taken too long");
         queue.pop();
         injector.raise(Some(0), request()).expect("a vCPU");
-        assert!(!queue.can_wait());
+        assert!(!queue.waits_for_handler(true), "an error of its own does not wait");
     }
 }

@@ -145,11 +145,13 @@ pub fn fsdax_read(subject: &mut Subject) -> Seen {
     let list = format!("/sys/block/pmem{}/badblocks", subject.device("fs").region);
     subject.guest.until_ok(&format!("test -n \"$(cat {list})\""), LIST);
     assert_eq!(subject.ask(Request::Read(path(), sector, 512)), Reply::Errno(5), "the sector");
+    // dax_iomap_rw() goes on behind what was copied, and meets the line again, unless it is in the list by then.
     let checks = machine_checks(subject);
+    assert!((1..=2).contains(&checks), "{checks} machine checks");
     assert_eq!(subject.ask(Request::Write(path(), page, PAGE)), Reply::Done);
     assert_eq!(subject.ask(Request::Read(path(), page, PAGE)), Reply::Compared { good: 512, bad: 0 });
     assert_eq!(subject.guest.ctl(&["poison", "list", device])["ranges"], serde_json::json!([]));
-    Ok(format!("64 bytes before the line, then EIO; {checks} machine checks; repaired by a write"))
+    Ok("64 bytes before the line, then EIO; repaired by a write".to_owned())
 }
 
 /// A process that shares the page with the one that consumes poison, and asked to be told early, gets its own signal.

@@ -188,11 +188,10 @@ pub const ROWS: &[Row] = &[
     ),
     access("fsdax load", Place::Fsdax, Act::Load, AR),
     access("fsdax copy in", Place::Fsdax, Act::Send, COPY_IN),
-    // dax_iomap_rw() goes on behind what dax_iomap_iter() could copy, and meets the line again.
     story(
         "fsdax read",
         story::fsdax_read,
-        "64 bytes before the line, then EIO; 2 machine checks; repaired by a write",
+        "64 bytes before the line, then EIO; repaired by a write",
     ),
     story(
         "early kill of a sharer",
@@ -217,12 +216,17 @@ pub const ROWS: &[Row] = &[
     access("shared load", Place::Shared, Act::Load, AR),
     access("shared fetch", Place::Shared, Act::Execute, AR),
     access("shared copy in", Place::Shared, Act::Send, COPY_IN_RAM),
-    access(
-        "huge page load",
-        Place::Huge,
-        Act::Load,
-        "SIGBUS AR, lsb 21, to the page; 1 machine check; +4 kB",
-    ),
+    Row {
+        name: "huge page load",
+        run: Run::Access(Place::Huge, Act::Load),
+        expected: Expected::always("SIGBUS AR, lsb 21, to the page; 1 machine check; +4 kB").but(&[Difference {
+            kernels: &["6.1"],
+            flavours: &[],
+            expected: AR_LARGE,
+            function: "hwpoison_user_mappings()",
+            reason: "6.1 hands the head of a huge page on to collect_procs(), later kernels the page in it",
+        }]),
+    },
     access("huge page copy in", Place::Huge, Act::Send, COPY_IN_RAM),
     // memory_failure() splits the page: only 4 KiB of it are lost.
     access("transparent huge page load", Place::Transparent, Act::Load, AR),
