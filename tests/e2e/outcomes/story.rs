@@ -3,7 +3,7 @@
 use super::Seen;
 use super::subject::{FILE, PAGE, Subject, hex, signal_in_words};
 use super::table::Place;
-use aconite_agent::workload::{Reply, Request, pattern};
+use aconite_agent::workload::{Reply, Request, WORD, pattern};
 use aconite_tests::workload::Workload;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -190,6 +190,7 @@ fn raised(subject: &mut Subject, class: &str, early: bool) -> Seen {
     let place = Place::Anonymous;
     let mapping = subject.map(place);
     let page = subject.fresh(place);
+    let word = page + WORD;
     let requests = [Request::Early(early), Request::Physical(page)];
     let replies = subject.workload.ask_all(&mut subject.guest, &requests);
     let Reply::At(gpa) = replies[1] else { panic!("where the page is: {replies:?}") };
@@ -204,10 +205,10 @@ fn raised(subject: &mut Subject, class: &str, early: bool) -> Seen {
         }
         lost = subject.corrupted() - before;
     }
-    let replies = subject.workload.ask_all(&mut subject.guest, &[Request::Early(false), Request::Load(page)]);
+    let replies = subject.workload.ask_all(&mut subject.guest, &[Request::Early(false), Request::Load(word)]);
     let then = match &replies[1] {
-        Reply::Signal(signal) => signal_in_words(signal, mapping + page),
-        Reply::Loaded { word, .. } if *word == pattern(page) => "good".to_owned(),
+        Reply::Signal(signal) => signal_in_words(signal, mapping + word),
+        Reply::Loaded { word: loaded, .. } if *loaded == pattern(word) => "good".to_owned(),
         other => other.to_string(),
     };
     let signal = signal.map_or("no signal".to_owned(), |signal| signal_in_words(&signal, mapping + page));
