@@ -19,6 +19,7 @@ mod description;
 mod dsdt;
 pub mod einj;
 mod error;
+pub mod erst;
 mod fadt;
 pub mod ghes;
 mod guid;

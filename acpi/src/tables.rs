@@ -2,7 +2,8 @@
 
 use crate::layout::{RSDP_BASE, TABLES_BASE, TABLES_SIZE};
 use crate::{
-    Description, Error, RSDP_SIZE, Table, bert, dsdt, einj, fadt, hest, madt, mcfg, nfit, rsdp, slit, srat,
+    Description, Error, RSDP_SIZE, Table, bert, dsdt, einj, erst, fadt, hest, madt, mcfg, nfit, rsdp, slit,
+    srat,
 };
 
 /// Tables begin at multiples of this.
@@ -42,6 +43,7 @@ impl Tables {
             placed.add(hest::hest()),
             placed.add(bert::bert()),
             placed.add(einj::einj()),
+            placed.add(erst::erst()),
         ];
         if !description.units.is_empty() {
             let present = description.units.iter().filter_map(|slot| slot.occupant.as_ref());

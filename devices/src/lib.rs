@@ -10,6 +10,7 @@ pub mod bus;
 pub mod clock;
 pub mod dma;
 pub mod einj;
+pub mod erst;
 pub mod ghes;
 pub mod irq;
 pub mod nvdimm;
