@@ -12,6 +12,7 @@ use aconite_devices::bus::{Bus, BusError, DeviceId};
 use aconite_devices::clock::Clock;
 use aconite_devices::dma::{Dma, DmaError, PoisonView};
 use aconite_devices::einj::Einj;
+use aconite_devices::erst::Erst;
 use aconite_devices::ghes::ErrorSources;
 use aconite_devices::nvdimm::{FlushHint, UnitTable, Units};
 use aconite_devices::pci::{BarWindows, DevFn, Ecam, HostBridge, PciError, PciRoot, PciWindow, assign_bars};
@@ -29,6 +30,7 @@ use super::console::ConsoleSink;
 use super::errors::Errors;
 use super::injection::Injections;
 use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
+use super::records;
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
 use crate::config::{self, CheckedPmem, ConfigError, Place};
@@ -38,7 +40,7 @@ use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, Vm};
 use crate::layout::{Layout, LayoutError, UnitRequest};
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{AddressSpace, Backing, MapError, Region, RegionKind, SpaceError};
-use crate::state::State;
+use crate::state::{State, StateError};
 use crate::x86::cpuid::{self, CpuidConfig, Vendor};
 use crate::x86::mca::McaState;
 use crate::x86::xstate::XsaveLayout;
@@ -89,6 +91,9 @@ pub enum BuildError {
     /// A virtio device.
     #[error(transparent)]
     Virtio(#[from] TransportError),
+    /// What an earlier machine has left.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// Firmware tables.
     #[error(transparent)]
     Acpi(#[from] aconite_acpi::Error),
@@ -328,7 +333,9 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     }
 
     let dma = Dma::new(space.dma(), Arc::new(SpacePoison(space.clone())));
-    let wired = Devices::new(&vm, config, &plan, dma, units, spec.console)?;
+    let erst = records::store(dma.clone(), spec.state.as_ref())?;
+    let mut wired = Devices::new(&vm, config, &plan, dma, units, spec.console)?;
+    wired.mmio.insert("erst", fixed::ERST_REGISTERS, Erst::SIZE, Arc::new(Mutex::new(erst)))?;
 
     let errors = Errors::new(wired.errors, wired.platform.clone(), vm.msi(), spec.events.clone());
 

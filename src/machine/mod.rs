@@ -15,6 +15,7 @@ mod media;
 mod memory;
 mod outcome;
 mod poison;
+mod records;
 
 use std::collections::VecDeque;
 use std::io;

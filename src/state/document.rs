@@ -60,6 +60,9 @@ pub enum Damage {
     /// Its bytes are not those that were written.
     #[error("its checksum is wrong")]
     Checksum,
+    /// Its bytes are those that were written, and make no sense under this name.
+    #[error("its content does not belong under this name")]
+    Content,
 }
 
 /// The content is larger than [`MAX_DOCUMENT`].

@@ -183,6 +183,11 @@ impl State {
         self.handle.sync_all().map_err(|source| StateError::File { path, source })
     }
 
+    /// The refusal of a document that is whole, but whose content its reader cannot use.
+    pub fn foreign(&self, name: &str) -> StateError {
+        StateError::Damaged { path: self.dir.join(name), damage: Damage::Content }
+    }
+
     fn unlink(&self, name: &str) -> Result<(), StateError> {
         let path = self.dir.join(name);
         match fs::remove_file(&path) {

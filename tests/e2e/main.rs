@@ -9,6 +9,7 @@ mod boot;
 mod clocks;
 mod doctor;
 mod einj;
+mod erst;
 mod firmware;
 mod host_poison;
 mod hostile;

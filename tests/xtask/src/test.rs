@@ -27,6 +27,8 @@ enum Suite {
     Clocks,
     /// Errors that guests inject through their firmware
     Einj,
+    /// What a crashed guest leaves for the next
+    Erst,
     /// Memory errors: what kernels make of them, as a table
     Errors,
     /// A mapped file: signals, repair, accesses after a removal
@@ -54,6 +56,7 @@ impl Suite {
             Self::Boot => ("e2e", &["boot::"]),
             Self::Clocks => ("e2e", &["clocks::"]),
             Self::Einj => ("e2e", &["einj::"]),
+            Self::Erst => ("e2e", &["erst::"]),
             Self::Errors => ("e2e", &["outcomes::", "ram::", "mapped::", "einj::"]),
             Self::Mapped => ("e2e", &["mapped::"]),
             Self::Removal => ("e2e", &["removal::"]),
