@@ -22,6 +22,39 @@ const PROT_WRITE: i32 = 2;
 pub trait PoisonView: Send + Sync {
     /// The guest-physical address of the first poisoned line that `[gpa, gpa + len)` touches.
     fn poisoned(&self, gpa: u64, len: u64) -> Option<u64>;
+
+    /// Runs `transfer`, which checks and moves `[gpa, gpa + len)`, while nothing there becomes poisoned: who poisons
+    /// waits for the transfers that have begun, and those that begin later see it.
+    fn held(&self, gpa: u64, len: u64, transfer: &mut dyn FnMut()) {
+        let _ = (gpa, len);
+        transfer();
+    }
+
+    /// A number that changes when a transfer met memory of the host that is really bad, and moved zeros instead:
+    /// what is poisoned is asked again then.
+    fn losses(&self) -> u64 {
+        0
+    }
+
+    /// A device's access met poison and failed.
+    fn met(&self, access: &PoisonedAccess<'_>) {
+        let _ = access;
+    }
+}
+
+/// An access of a device that met poison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoisonedAccess<'a> {
+    /// The device, by the name that [`Dma::named`] gave.
+    pub by: &'a str,
+    /// Its first address.
+    pub gpa: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The first poisoned line that it touches.
+    pub line: u64,
+    /// Whether the device wrote.
+    pub write: bool,
 }
 
 /// A machine without poison.
@@ -81,17 +114,24 @@ pub enum DmaError {
 pub struct Dma {
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
     poison: Arc<dyn PoisonView>,
+    by: Arc<str>,
 }
 
 impl Dma {
     /// A door to `memory`, minding `poison`.
     pub fn new(memory: GuestMemoryAtomic<GuestMemoryMmap>, poison: Arc<dyn PoisonView>) -> Self {
-        Self { memory, poison }
+        Self { memory, poison, by: Arc::from("platform") }
+    }
+
+    /// The same door for the device `name`, which is named with every access that meets poison.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Self {
+        Self { by: Arc::from(name), ..self.clone() }
     }
 
     /// The map as it is now. Take a new view for each piece of work: an old one keeps departed memory reachable.
     pub fn view(&self) -> DmaView {
-        DmaView { memory: self.memory.memory(), poison: self.poison.clone() }
+        DmaView { memory: self.memory.memory(), poison: self.poison.clone(), by: self.by.clone() }
     }
 
     /// Reads `[gpa, gpa + data.len())`. See [`DmaView::read`].
@@ -122,6 +162,7 @@ impl fmt::Debug for Dma {
 pub struct DmaView {
     memory: GuestMemoryLoadGuard<GuestMemoryMmap>,
     poison: Arc<dyn PoisonView>,
+    by: Arc<str>,
 }
 
 impl DmaView {
@@ -164,15 +205,10 @@ impl DmaView {
     /// Reads `[gpa, gpa + data.len())`, all of it or nothing.
     ///
     /// # Errors
-    /// [`DmaError`]; `data` is then unchanged, except after [`DmaError::Memory`].
+    /// [`DmaError`]; `data` is then unchanged, except after [`DmaError::Memory`] and where memory of the host is bad.
     pub fn read(&self, gpa: u64, data: &mut [u8]) -> Result<(), DmaError> {
         let len = data.len() as u64;
-        self.check(gpa, len)?;
-        self.memory.read_slice(data, GuestAddress(gpa)).map_err(|source| DmaError::Memory {
-            gpa,
-            len,
-            source,
-        })
+        self.transfer(gpa, len, Permissions::Read, |memory| memory.read_slice(data, GuestAddress(gpa)))
     }
 
     /// Writes `[gpa, gpa + data.len())`, all of it or nothing.
@@ -181,12 +217,33 @@ impl DmaView {
     /// [`DmaError`]; memory is then unchanged, except after [`DmaError::Memory`].
     pub fn write(&self, gpa: u64, data: &[u8]) -> Result<(), DmaError> {
         let len = data.len() as u64;
-        self.check_writable(gpa, len)?;
-        self.memory.write_slice(data, GuestAddress(gpa)).map_err(|source| DmaError::Memory {
-            gpa,
-            len,
-            source,
-        })
+        self.transfer(gpa, len, Permissions::Write, |memory| memory.write_slice(data, GuestAddress(gpa)))
+    }
+
+    /// Checks and moves, with nothing becoming poisoned between.
+    fn transfer(
+        &self,
+        gpa: u64,
+        len: u64,
+        access: Permissions,
+        mut moved: impl FnMut(&GuestMemoryMmap) -> Result<(), GuestMemoryError>,
+    ) -> Result<(), DmaError> {
+        let mut result = Ok(());
+        self.poison.held(gpa, len, &mut || {
+            result = self.check_access(gpa, len, access).and_then(|()| {
+                let losses = self.poison.losses();
+                moved(&self.memory).map_err(|source| DmaError::Memory { gpa, len, source })?;
+                if self.poison.losses() == losses { Ok(()) } else { self.check_access(gpa, len, access) }
+            });
+        });
+        result.inspect_err(|error| self.report(error, access))
+    }
+
+    /// Tells the machine of an access that met poison.
+    fn report(&self, error: &DmaError, access: Permissions) {
+        if let &DmaError::Poisoned { gpa, len, line } = error {
+            self.poison.met(&PoisonedAccess { by: &self.by, gpa, len, line, write: access.has_write() });
+        }
     }
 
     fn check_access(&self, gpa: u64, len: u64, access: Permissions) -> Result<(), DmaError> {
@@ -219,7 +276,7 @@ impl fmt::Debug for DmaView {
 }
 
 /// The checks of a view for code written against vm-memory: a range that [`DmaView::check`] refuses yields no
-/// slice at all.
+/// slice at all. Such code moves the few bytes of a queue's rings; poison that comes while it does counts as later.
 impl GuestMemory for DmaView {
     type PhysicalMemory = GuestMemoryMmap;
     type Bitmap = ();
@@ -234,9 +291,12 @@ impl GuestMemory for DmaView {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>, GuestMemoryError> {
-        self.check_access(addr.0, count as u64, access).map_err(|error| match error {
-            DmaError::OutOfRange { .. } => GuestMemoryError::InvalidGuestAddress(addr),
-            other => GuestMemoryError::IOError(std::io::Error::other(other)),
+        self.check_access(addr.0, count as u64, access).map_err(|error| {
+            self.report(&error, access);
+            match error {
+                DmaError::OutOfRange { .. } => GuestMemoryError::InvalidGuestAddress(addr),
+                other => GuestMemoryError::IOError(std::io::Error::other(other)),
+            }
         })?;
         Ok(GuestMemoryBackend::get_slices(&*self.memory, addr, count))
     }
@@ -250,15 +310,20 @@ pub(crate) mod testing {
 
     use super::*;
 
-    /// Poison that a test sets: 64-byte lines.
+    /// Poison that a test sets: 64-byte lines; what met it: device, first address, line, whether it wrote.
     #[derive(Default)]
-    pub(crate) struct Lines(pub(crate) Mutex<Vec<u64>>);
+    pub(crate) struct Lines(pub(crate) Mutex<Vec<u64>>, pub(crate) Mutex<Vec<(String, u64, u64, bool)>>);
 
     impl PoisonView for Lines {
         fn poisoned(&self, gpa: u64, len: u64) -> Option<u64> {
             let mut hits: Vec<u64> = self.0.lock().unwrap().clone();
             hits.retain(|line| *line < gpa + len && gpa < line + 64);
             hits.into_iter().min()
+        }
+
+        fn met(&self, access: &PoisonedAccess<'_>) {
+            let met = (access.by.to_owned(), access.gpa, access.line, access.write);
+            self.1.lock().unwrap().push(met);
         }
     }
 
@@ -313,6 +378,42 @@ mod tests {
         assert!(matches!(error, DmaError::Poisoned { line: 0x1040, .. }), "{error}");
         assert!(matches!(dma.write(0x107f, &[1]), Err(DmaError::Poisoned { .. })));
         dma.write(0x1080, &[1]).unwrap();
+    }
+
+    #[test]
+    fn who_meets_poison_is_named_each_time() {
+        let (dma, poison) = dma(&[(0, 0x2000)]);
+        poison.0.lock().unwrap().push(0x1040);
+        let disk = dma.named("disk0");
+        disk.read(0x1000, &mut [0; 0x41]).unwrap_err();
+        disk.write(0x1078, &[1; 16]).unwrap_err();
+        disk.view().load::<u16>(GuestAddress(0x1042), Ordering::Acquire).unwrap_err();
+        disk.view().check(0x1040, 1).unwrap_err();
+        disk.read(0x3000, &mut [0]).unwrap_err();
+        let met = |gpa, write| ("disk0".to_owned(), gpa, 0x1040, write);
+        assert_eq!(*poison.1.lock().unwrap(), [met(0x1000, false), met(0x1078, true), met(0x1042, false)]);
+    }
+
+    /// Memory of the host that goes bad under the first transfer.
+    #[derive(Default)]
+    struct Losing(std::sync::atomic::AtomicU64);
+
+    impl PoisonView for Losing {
+        fn poisoned(&self, gpa: u64, _len: u64) -> Option<u64> {
+            (self.0.load(Ordering::Relaxed) > 1).then_some(gpa & !63)
+        }
+
+        fn losses(&self) -> u64 {
+            self.0.fetch_add(1, Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn what_is_lost_under_a_transfer_makes_it_fail() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let dma = Dma::new(GuestMemoryAtomic::new(memory), Arc::new(Losing::default()));
+        let error = dma.read(0x48, &mut [0; 8]).unwrap_err();
+        assert!(matches!(error, DmaError::Poisoned { line: 0x40, .. }), "{error}");
     }
 
     #[test]

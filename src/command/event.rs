@@ -306,8 +306,14 @@ pub enum Event {
     DmaPoisoned {
         /// The device whose DMA it was.
         by: String,
-        /// Guest-physical address of the poison.
+        /// The device that the poison is in.
+        device: String,
+        /// Guest-physical address of the first byte that was wanted.
         gpa: Address,
+        /// Number of bytes.
+        bytes: u64,
+        /// Guest-physical address of the first poisoned line among them.
+        line: Address,
         /// Whether memory was written.
         direction: Direction,
     },

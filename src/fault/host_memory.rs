@@ -14,12 +14,17 @@ use crate::x86::mca::{ErrorClass, MachineError};
 impl Traps {
     /// Serves what the host reported since the last time.
     pub fn serve_host_faults(&self, _held: &Held) {
-        let (faults, lost) = host_fault::take();
+        let (noted, lost) = host_fault::take();
         if lost > 0 {
             tracing::error!(lost, "more errors of the host's memory at once than can be noted");
         }
         let regions = self.space.regions();
-        for fault in faults {
+        let mut served: Vec<HostFault> = Vec::new();
+        for fault in noted.iter().map(|noted| noted.fault) {
+            if served.contains(&fault) {
+                continue;
+            }
+            served.push(fault);
             let place = regions.iter().find_map(|r| r.offset_of(fault.address).map(|offset| (r, offset)));
             match place {
                 Some((region, offset)) => self.serve_host_fault(region, offset, fault),

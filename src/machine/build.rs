@@ -10,7 +10,7 @@ use aconite_acpi::layout as fixed;
 use aconite_acpi::{AddressRange, Description, MemoryRange, Processor, Tables, UnitSlot};
 use aconite_devices::bus::{Bus, BusError, DeviceId};
 use aconite_devices::clock::Clock;
-use aconite_devices::dma::{Dma, DmaError, PoisonView};
+use aconite_devices::dma::{Dma, DmaError};
 use aconite_devices::einj::Einj;
 use aconite_devices::erst::Erst;
 use aconite_devices::ghes::ErrorSources;
@@ -27,6 +27,7 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
 use super::console::ConsoleSink;
+use super::dma::DevicePoison;
 use super::errors::Errors;
 use super::injection::Injections;
 use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
@@ -250,15 +251,6 @@ pub struct Built {
     pub tables: Tables,
 }
 
-#[derive(Debug)]
-struct SpacePoison(Arc<AddressSpace>);
-
-impl PoisonView for SpacePoison {
-    fn poisoned(&self, gpa: u64, len: u64) -> Option<u64> {
-        self.0.first_poison(gpa, len)
-    }
-}
-
 /// The firmware tables of a machine, without building it: KVM is asked for its address bits where it is there.
 pub fn tables(config: &config::Machine, pmem: &[CheckedPmem]) -> Result<Tables, BuildError> {
     // A KVM that cannot run machines says nothing of the one that will.
@@ -332,8 +324,8 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         occupants.push(Some(firmware));
     }
 
-    let dma = Dma::new(space.dma(), Arc::new(SpacePoison(space.clone())));
-    let erst = records::store(dma.clone(), spec.state.as_ref())?;
+    let dma = Dma::new(space.dma(), Arc::new(DevicePoison::new(space.clone(), spec.events.clone())));
+    let erst = records::store(dma.named("erst"), spec.state.as_ref())?;
     let mut wired = Devices::new(&vm, config, &plan, dma, units, spec.console)?;
     wired.mmio.insert("erst", fixed::ERST_REGISTERS, Erst::SIZE, Arc::new(Mutex::new(erst)))?;
 
@@ -457,9 +449,9 @@ impl Devices {
         let mut mmio = Bus::new();
         let platform = Arc::new(Mutex::new(Platform::new(vm.line(fixed::GED_GSI))));
         mmio.insert("platform", fixed::PLATFORM_BASE, fixed::PLATFORM_SIZE, platform.clone())?;
-        let errors = Arc::new(Mutex::new(ErrorSources::new(dma.clone())?));
+        let errors = Arc::new(Mutex::new(ErrorSources::new(dma.named("error-sources"))?));
         mmio.insert("ghes", fixed::GHES_REGISTERS, ErrorSources::SIZE, errors.clone())?;
-        let registers = Units::new(units.clone(), dma.clone());
+        let registers = Units::new(units.clone(), dma.named("nvdimm"));
         mmio.insert("nvdimm", fixed::UNIT_BASE, Units::SIZE, Arc::new(Mutex::new(registers)))?;
         for unit in 0..plan.windows.len() as u32 {
             let hint = FlushHint::new(units.clone(), unit);
@@ -467,12 +459,12 @@ impl Devices {
             mmio.insert(&name, fixed::flush_base(unit), fixed::FLUSH_SIZE, Arc::new(Mutex::new(hint)))?;
         }
 
-        let einj = Arc::new(Mutex::new(Einj::new(dma.clone())));
+        let einj = Arc::new(Mutex::new(Einj::new(dma.named("einj"))));
         mmio.insert("einj", fixed::EINJ_REGISTERS, Einj::SIZE, einj.clone())?;
 
         let root = PciRoot::new();
         root.insert(None, DevFn::new(0, 0), HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
-        let wiring = Wiring { id: CONSOLE, dma, msi: vm.msi(), express: None };
+        let wiring = Wiring { id: CONSOLE, dma: dma.named("console"), msi: vm.msi(), express: None };
         let console = Console::new([aconite_agent::protocol::PORT_NAME]);
         let console = Arc::new(Mutex::new(VirtioPci::new(console, wiring)?));
         root.insert(None, DevFn::new(1, 0), CONSOLE, console.clone())?;

@@ -8,6 +8,7 @@ mod build;
 mod console;
 mod cpu;
 mod dimm;
+mod dma;
 mod errors;
 mod injection;
 mod mce;

@@ -84,6 +84,8 @@ static NOTES: [Note; MOST_NOTES] = [const {
     }
 }; MOST_NOTES];
 static PENDING: AtomicBool = AtomicBool::new(false);
+/// Notes that are not free.
+static WAITING: AtomicU32 = AtomicU32::new(0);
 static LOST: AtomicU64 = AtomicU64::new(0);
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 /// Written after each note; -1 for none.
@@ -156,30 +158,58 @@ pub fn generation() -> u64 {
     GENERATION.load(Ordering::Acquire)
 }
 
-/// Takes the errors that were noted, and the number of those that were not for want of space.
-pub fn take() -> (Vec<HostFault>, u64) {
+/// Whether an error within `range` of host addresses has not been served yet.
+pub fn noted(range: &Range<u64>) -> bool {
+    WAITING.load(Ordering::Acquire) > 0
+        && NOTES
+            .iter()
+            .filter_map(Note::fault)
+            .any(|fault| fault.address < range.end && range.start < fault.address + fault.len)
+}
+
+/// An error that is being served: it stays [`noted`] until this is dropped.
+#[derive(Debug)]
+pub struct Noted {
+    /// The error.
+    pub fault: HostFault,
+    index: usize,
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        NOTES[self.index].state.store(FREE, Ordering::Release);
+        WAITING.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The errors to be served, and the number of those that were not noted for want of space. One thread at a time asks.
+pub fn take() -> (Vec<Noted>, u64) {
     PENDING.store(false, Ordering::Release);
-    let mut faults: Vec<HostFault> = Vec::new();
-    for note in &NOTES {
-        if note.state.load(Ordering::Acquire) != READY {
-            continue;
+    let noted = NOTES
+        .iter()
+        .enumerate()
+        .filter_map(|(index, note)| note.fault().map(|fault| Noted { fault, index }))
+        .collect();
+    (noted, LOST.swap(0, Ordering::Relaxed))
+}
+
+impl Note {
+    /// What is noted here.
+    fn fault(&self) -> Option<HostFault> {
+        if self.state.load(Ordering::Acquire) != READY {
+            return None;
         }
-        let len = 1u64 << note.bits.load(Ordering::Relaxed).clamp(PAGE_BITS, 30);
-        let fault = HostFault {
-            address: note.address.load(Ordering::Relaxed) & !(len - 1),
+        let len = 1u64 << self.bits.load(Ordering::Relaxed).clamp(PAGE_BITS, 30);
+        Some(HostFault {
+            address: self.address.load(Ordering::Relaxed) & !(len - 1),
             len,
-            cause: match note.code.load(Ordering::Relaxed) {
+            cause: match self.code.load(Ordering::Relaxed) {
                 BUS_MCEERR_AR => HostCause::Consumed,
                 BUS_MCEERR_AO => HostCause::Found,
                 _ => HostCause::BeyondEnd,
             },
-        };
-        note.state.store(FREE, Ordering::Release);
-        if !faults.contains(&fault) {
-            faults.push(fault);
-        }
+        })
     }
-    (faults, LOST.swap(0, Ordering::Relaxed))
 }
 
 /// The part of `siginfo_t` that SIGBUS fills (asm-generic/siginfo.h, `_sigfault`).
@@ -250,6 +280,7 @@ fn note(address: u64, code: i32, bits: u32) {
             note.address.store(address, Ordering::Relaxed);
             note.code.store(code, Ordering::Relaxed);
             note.bits.store(bits, Ordering::Relaxed);
+            WAITING.fetch_add(1, Ordering::AcqRel);
             note.state.store(READY, Ordering::Release);
         }
         None => {

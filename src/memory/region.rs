@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
@@ -130,6 +130,8 @@ pub struct Region {
     unit: u64,
     host_address: u64,
     alias: Arc<MmapRegion>,
+    /// Read by transfers of devices, written by whoever poisons.
+    transfers: RwLock<()>,
     state: Mutex<State>,
 }
 
@@ -169,6 +171,7 @@ impl Region {
             unit,
             host_address: host,
             alias: Arc::new(alias),
+            transfers: RwLock::new(()),
             state: Mutex::new(State {
                 map,
                 poison: PoisonMap::new(unit),
@@ -257,6 +260,7 @@ impl Region {
     /// has run yet.
     pub fn poison(&self, ranges: &[Range<u64>], limit: usize) -> Result<Vec<Range<u64>>, GuardError> {
         ranges.iter().try_for_each(|range| self.check(range))?;
+        let _no_transfer = self.transfers.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.present()?;
         let state = &mut *state;
         state.limit = limit;
@@ -302,6 +306,12 @@ impl Region {
             }
         }
         Ok(change.lines)
+    }
+
+    /// Lets nothing of the region become poisoned while what is returned lives. Whoever poisons waits, so it must not
+    /// live for longer than it takes to move some bytes.
+    pub fn hold_poison(&self) -> RwLockReadGuard<'_, ()> {
+        self.transfers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is guarded, and how.
@@ -619,8 +629,8 @@ mod tests {
         assert_eq!(region.read_u64(0x2ff8), Some(0), "a page of zeros in the place of the missing one");
         assert!(super::super::host_fault::generation() > before);
         let (faults, _) = super::super::host_fault::take();
-        let fault = faults.iter().find(|fault| region.offset_of(fault.address) == Some(0x2000)).unwrap();
-        assert_eq!(fault.cause, super::super::host_fault::HostCause::BeyondEnd);
+        let noted = faults.iter().find(|n| region.offset_of(n.fault.address) == Some(0x2000)).unwrap();
+        assert_eq!(noted.fault.cause, super::super::host_fault::HostCause::BeyondEnd);
         assert_eq!(region.missing(), (1 << 20) - 0x2000);
 
         file.set_len(1 << 20).unwrap();

@@ -106,6 +106,18 @@ impl AddressSpace {
         self.dma.0.clone()
     }
 
+    /// Runs `transfer` while nothing in `gpa..gpa + len` becomes poisoned; see [`Region::hold_poison`].
+    pub fn while_poison_holds(&self, gpa: u64, len: u64, transfer: &mut dyn FnMut()) {
+        let wanted = gpa..gpa.saturating_add(len);
+        let regions: Vec<_> = {
+            let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
+            regions.iter().filter(|r| overlap(&r.range(), &wanted)).cloned().collect()
+        };
+        // In order of address, and whoever poisons takes one alone: nobody waits in a circle.
+        let _held: Vec<_> = regions.iter().map(|region| region.hold_poison()).collect();
+        transfer();
+    }
+
     /// Guest-physical address of the first poisoned line in `gpa..gpa + len`.
     pub fn first_poison(&self, gpa: u64, len: u64) -> Option<u64> {
         let end = gpa.saturating_add(len);
@@ -177,6 +189,27 @@ mod tests {
         assert!(dma.memory().write_obj(1u64, GuestAddress(0x10008)).is_err());
         assert_eq!(dma.memory().num_regions(), 1);
         assert_eq!(space.read_u64(0x10008), Some(u64::MAX), "as a bus answers for nobody");
+    }
+
+    #[test]
+    fn who_poisons_waits_for_transfers_that_have_begun() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let space = AddressSpace::default();
+        let a = region("a", 0x10000, 0x4000);
+        space.insert(a.clone()).unwrap();
+        let poisoned = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            space.while_poison_holds(0x10000, 8, &mut || {
+                scope.spawn(|| {
+                    a.poison(&[0..1], 10).unwrap();
+                    poisoned.store(true, Ordering::SeqCst);
+                });
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                assert!(!poisoned.load(Ordering::SeqCst));
+                assert_eq!(space.first_poison(0x10000, 8), None);
+            });
+        });
+        assert_eq!(space.first_poison(0x10000, 8), Some(0x10000));
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod apei;
 mod api;
 mod boot;
 mod clocks;
+mod dma;
 mod doctor;
 mod einj;
 mod erst;
