@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 const PAGE: usize = 4096;
 /// The reset control register (a byte-wide write resets).
 const RESET_PORT: u16 = 0xcf9;
-/// Physical ranges of devices: platform registers below the panic page, unit registers, flush hints, configuration
-/// space of the first bus, the start of the 32-bit PCI window, and an address that is nobody's.
-const RANGES: [(u64, usize); 6] = [
+/// Physical ranges of devices: platform registers below the panic page, unit registers, registers of error injection,
+/// error records and error sources, flush hints, configuration space of the first bus, the start of the 32-bit PCI
+/// window, and an address that is nobody's.
+const RANGES: [(u64, usize); 7] = [
     (0xfe80_0000, PAGE),
     (0xfe81_0000, PAGE),
+    (0xfe83_0000, 3 * PAGE),
     (0xfe90_0000, 4 * PAGE),
     (0xc000_0000, 256 * PAGE),
     (0xd000_0000, 16 * PAGE),
