@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 const PANIC: Duration = Duration::from_secs(90);
 /// Machine checks for one load that show that nothing but them happens any more.
 const MANY: usize = 200;
+/// What the shell says when it can.
+const SURVIVED: &str = "SURVIVED";
 /// What the kernel says when it gives up, and before that of the machine check.
 const GIVES_UP: &str = "Kernel panic - not syncing: ";
 const SAYS: &str = "Machine check: ";
@@ -193,14 +195,14 @@ fn read_of_page_cache(mut at: Fatal) -> String {
     let replies = at.workload.ask_all(&mut at.guest, &requests);
     let Reply::At(gpa) = replies[3] else { panic!("where the page is: {replies:?}") };
     at.guest.ctl(&["poison", "add", "ram", &format!("{gpa:#x}+64")]);
-    at.outcome(&format!("cat {file} > /dev/null; echo re''ad"), "read")
+    at.outcome(&format!("cat {file} > /dev/null; echo SUR''VIVED"), SURVIVED)
 }
 
 /// An error that says that the processor's context is corrupt.
 fn context_corrupt(at: Fatal) -> String {
     let gpa = at.gpa;
     at.guest.ctl(&["mce", "--class", "fatal", "--address", &format!("{gpa:#x}")]);
-    at.outcome("sleep 20; echo alive''", "alive")
+    at.outcome("sleep 20; echo SUR''VIVED", SURVIVED)
 }
 
 /// A process loads poison.
