@@ -3,7 +3,8 @@
 //! As process 1 it says that user space is reached, and waits to be killed with its machine. As an ordinary program
 //! (`aconite-bench-guest pmem`) it makes a device-dax of the first memory device, then reads requests from its
 //! standard input and answers each with a line: `read ram|dax sequential|random` with the nanoseconds that it took,
-//! `touch` with the bytes of which every page was touched for the first time.
+//! `touch` with the bytes of which every page was touched for the first time, `load OFFSET COUNT` and
+//! `copy OFFSET LENGTH COUNT` with the nanoseconds of so many loads of a word of the device or copies of a part of it.
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -55,6 +56,17 @@ fn serve() -> io::Result<()> {
             ["touch"] => dax.touch(),
             ["read", "ram", order] => read(&ram.words()[..WINDOW / 8], order),
             ["read", "dax", order] => read(&dax.words()[..WINDOW / 8], order),
+            ["load", offset, count] => match (offset.parse::<usize>(), count.parse()) {
+                (Ok(offset), Ok(count)) if offset / 8 < dax.len / 8 => load(&dax.words()[offset / 8], count),
+                _ => return Ok(()),
+            },
+            ["copy", offset, length, count] => match (offset.parse::<usize>(), length.parse(), count.parse())
+            {
+                (Ok(offset), Ok(length @ 0..=PAGE), Ok(count)) if offset + length <= dax.len => {
+                    copy(&dax.words()[offset / 8..][..length / 8], count)
+                }
+                _ => return Ok(()),
+            },
             _ => return Ok(()),
         };
         println!("{answer}");
@@ -125,6 +137,35 @@ impl Map {
         }
         self.len as u64
     }
+}
+
+/// Loads one word `count` times; returns nanoseconds.
+fn load(word: &u64, count: u64) -> u64 {
+    let start = Instant::now();
+    for _ in 0..count {
+        // SAFETY: a reference can be read.
+        black_box(unsafe { std::ptr::read_volatile(word) });
+    }
+    start.elapsed().as_nanos() as u64
+}
+
+/// Copies `words` by one instruction, `count` times; returns nanoseconds.
+fn copy(words: &[u64], count: u64) -> u64 {
+    let mut page = [0u8; PAGE];
+    let start = Instant::now();
+    for _ in 0..count {
+        // SAFETY: both are as long as is copied; the direction flag is clear, as the ABI has it.
+        unsafe {
+            std::arch::asm!(
+                "rep movsb",
+                inout("rcx") words.len() * 8 => _,
+                inout("rsi") words.as_ptr() => _,
+                inout("rdi") page.as_mut_ptr() => _,
+            );
+        }
+        black_box(&page);
+    }
+    start.elapsed().as_nanos() as u64
 }
 
 /// Reads `words`; returns nanoseconds.

@@ -38,7 +38,21 @@ enum Group {
     PmemCold,
     /// Round trips on the control socket
     Control,
+    /// Clean lines of a guarded page
+    CleanAccess,
+    /// From a request to the guest's handler
+    FaultLatency,
+    /// A poisoned line that is loaded, cleared and loaded
+    PoisonTrap,
+    /// 100 000 lines that are poisoned by request
+    PoisonAdd,
+    /// All rows about poison: pmem-armed, clean-access, fault-latency, poison-trap, poison-add
+    Poison,
 }
+
+/// The rows of [`Group::Poison`].
+const POISON: [Group; 5] =
+    [Group::PmemArmed, Group::CleanAccess, Group::FaultLatency, Group::PoisonTrap, Group::PoisonAdd];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ClockName {
@@ -88,18 +102,21 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let groups: BTreeSet<Group> = if arguments.groups.is_empty() {
+    let mut groups: BTreeSet<Group> = if arguments.groups.is_empty() {
         Group::value_variants().iter().copied().collect()
     } else {
         arguments.groups.iter().copied().collect()
     };
+    // Guests with Linux take minutes by the instruction clock, and these rows are ratios.
+    let only = arguments.clock.or((arguments.groups == [Group::Poison]).then_some(ClockName::Wall));
+    if groups.remove(&Group::Poison) {
+        groups.extend(POISON);
+    }
     let dir = tempfile::tempdir().context("Cannot make a directory")?;
     let stage = stage::Stage::prepare(dir.path(), &arguments.aconite, &arguments.guest)?;
     let clocks = [(ClockName::Instruction, Clock::Instructions), (ClockName::Wall, Clock::Wall)];
     let mut runs = Vec::new();
-    for (name, clock) in
-        clocks.into_iter().filter(|(name, _)| arguments.clock.is_none_or(|only| only == *name))
-    {
+    for (name, clock) in clocks.into_iter().filter(|(name, _)| only.is_none_or(|only| only == *name)) {
         let name = if name == ClockName::Wall { "wall" } else { "instruction" };
         eprintln!("{name} clock");
         let level1::Outcome { measured, failed } =
@@ -150,11 +167,25 @@ fn steps(groups: &BTreeSet<Group>, rounds: u32, clock: Clock) -> Vec<Step> {
         steps.push(Step::Pmem { poisons: 0, layout: Layout::Packed });
     }
     if has(Group::PmemArmed) {
-        for (poisons, layout) in
-            [(10_000, Layout::Packed), (100_000, Layout::Packed), (10_000, Layout::Alternating)]
-        {
+        for (poisons, layout) in [
+            (10_000, Layout::Packed),
+            (100_000, Layout::Packed),
+            (10_000, Layout::Paged),
+            (100_000, Layout::Paged),
+            (250, Layout::Scattered),
+        ] {
             steps.push(Step::Pmem { poisons, layout });
         }
+    }
+    if has(Group::CleanAccess) {
+        steps.extend([1, 2, 4].map(|cpus| Step::Clean { cpus }));
+    }
+    if has(Group::FaultLatency) || has(Group::PoisonTrap) {
+        steps.push(Step::Trap);
+    }
+    if has(Group::PoisonAdd) {
+        let layouts = [Layout::Packed, Layout::Paged, Layout::Scattered];
+        steps.extend(layouts.map(|layout| Step::Add { poisons: 100_000, layout }));
     }
     steps
 }

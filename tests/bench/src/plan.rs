@@ -59,8 +59,10 @@ pub enum Console {
 pub enum Layout {
     /// One after the other: 64 a page.
     Packed,
-    /// One in every second page, so that no two guarded pages are neighbours.
-    Alternating,
+    /// One in every page.
+    Paged,
+    /// One in every block of 2 MiB.
+    Scattered,
 }
 
 /// One thing to measure.
@@ -101,6 +103,20 @@ pub enum Step {
         /// How they lie.
         layout: Layout,
     },
+    /// Clean lines of a guarded page.
+    Clean {
+        /// Number of vCPUs; all but one are idle.
+        cpus: u32,
+    },
+    /// A poisoned line that is loaded, and a machine check by request.
+    Trap,
+    /// Lines that are poisoned by request.
+    Add {
+        /// How many.
+        poisons: u64,
+        /// How they lie.
+        layout: Layout,
+    },
 }
 
 /// What a step yields.
@@ -117,6 +133,51 @@ pub enum Measured {
     Control(Control),
     /// A memory device.
     Pmem(Pmem),
+    /// Clean lines of a guarded page.
+    Clean(Clean),
+    /// A poisoned line.
+    Trap(Trap),
+    /// Lines that were poisoned.
+    Add(Added),
+}
+
+/// Clean lines of a guarded page.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Clean {
+    /// Nanoseconds of a load.
+    pub load: f64,
+    /// The same in a page that is not guarded.
+    pub plain: f64,
+    /// Nanoseconds of `rep movsb` over a page up to its last line, which is poisoned.
+    pub copy: f64,
+    /// Exits of that.
+    pub copy_exits: f64,
+}
+
+/// A poisoned line, in nanoseconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Trap {
+    /// From before the load to the first instruction of the guest's handler.
+    pub trap: f64,
+    /// The request that clears the line.
+    pub clear: f64,
+    /// The first load after that.
+    pub good: f64,
+    /// From a request for a machine check to the first instruction of the guest's handler.
+    pub latency: f64,
+}
+
+/// Lines that were poisoned.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Added {
+    /// What the monitor said.
+    pub said: String,
+    /// Nanoseconds.
+    pub time: u64,
+    /// KiB that the monitor has grown by.
+    pub memory: u64,
+    /// Its maps afterwards.
+    pub maps: u64,
 }
 
 /// A boot.

@@ -75,6 +75,7 @@ impl Report {
             judge.exits();
             judge.footprint(stage.stripped);
             judge.pmem();
+            judge.poison();
             judge.control();
         }
         Report { kernel: stage.release.clone(), rows, runs }
@@ -288,6 +289,67 @@ impl Judge<'_> {
                     Target::AtMost(512.0),
                     note,
                 );
+            }
+        }
+    }
+
+    fn poison(&mut self) {
+        let measured = self.run.measured.clone();
+        let us = |ns: f64| ns / 1e3;
+        for (step, measured) in measured {
+            match (step, measured) {
+                (Step::Clean { cpus }, Measured::Clean(clean)) => {
+                    let floor = self.floor("efault exit").unwrap_or(f64::NAN);
+                    let note = format!(
+                        "{:.1} us, a bare EFAULT exit {:.1} us, a load of a page without guard {:.3} us",
+                        us(clean.load),
+                        us(floor),
+                        us(clean.plain)
+                    );
+                    let (ratio, most) = (clean.load / floor, Target::AtMost(5.0));
+                    self.row("clean-access", &format!("load, {cpus} vCPUs"), ratio, "EFAULTs", most, note);
+                    let note = format!("{:.1} us", us(clean.copy));
+                    let what = format!("rep movsb up to poison, {cpus} vCPUs");
+                    self.row("clean-access", &what, clean.copy_exits, "exits", Target::AtMost(20.0), note);
+                }
+                (Step::Trap, Measured::Trap(trap)) => {
+                    let [exit, trip, port] = ["efault exit", "socket pair round trip", "port exit"]
+                        .map(|name| self.floor(name).unwrap_or(f64::NAN));
+                    let note = format!(
+                        "{:.1} us, a bare EFAULT exit {:.1} us; the request that clears {:.1} us, the first good load {:.1} us",
+                        us(trap.trap),
+                        us(exit),
+                        us(trap.clear),
+                        us(trap.good)
+                    );
+                    let what = "load to the handler's first instruction";
+                    self.row("poison-trap", what, trap.trap / exit, "EFAULTs", Target::AtMost(2.0), note);
+                    let floor = trip + port;
+                    let note = format!(
+                        "{:.1} us; floor {:.1} us: a round trip between threads {:.1} us and the handler's port exit",
+                        us(trap.latency),
+                        us(floor),
+                        us(trip)
+                    );
+                    let what = "request to the handler's first instruction";
+                    self.row(
+                        "fault-latency",
+                        what,
+                        trap.latency / floor,
+                        "of floor",
+                        Target::AtMost(2.0),
+                        note,
+                    );
+                }
+                (Step::Add { poisons, layout }, Measured::Add(added)) => {
+                    let what = format!("{poisons} lines, {layout:?}").to_lowercase();
+                    let seconds = added.time as f64 / 1e9;
+                    let note = format!("{}; {} maps", added.said, added.maps);
+                    self.row("poison-add", &what, seconds, "s", Target::AtMost(2.0), note);
+                    let memory = added.memory as f64 / 1024.0;
+                    self.row("poison-add", &what, memory, "MiB", Target::AtMost(32.0), String::new());
+                }
+                _ => {}
             }
         }
     }

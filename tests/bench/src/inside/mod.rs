@@ -1,5 +1,6 @@
 //! What runs in level 1: carries out the steps of a plan and says what they yield.
 
+mod bare;
 mod boot;
 mod control;
 mod counters;
@@ -46,5 +47,8 @@ fn measure(plan: &Plan, step: Step) -> Result<Measured> {
         }
         Step::Control { contestant } => Measured::Control(control::measure(plan, contestant)?),
         Step::Pmem { poisons, layout } => Measured::Pmem(pmem::measure(plan, poisons, layout)?),
+        Step::Clean { cpus } => Measured::Clean(pmem::clean(plan, cpus)?),
+        Step::Trap => Measured::Trap(bare::trap(plan)?),
+        Step::Add { poisons, layout } => Measured::Add(bare::add(plan, poisons, layout)?),
     })
 }

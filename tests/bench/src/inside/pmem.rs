@@ -1,7 +1,7 @@
 //! A memory device read beside RAM, with poisoned lines elsewhere in it.
 
 use super::counters;
-use crate::plan::{Cold, Layout, Plan, Pmem, Reading};
+use crate::plan::{Clean, Cold, Layout, Plan, Pmem, Reading};
 use aconite::api::{Client, ClientError};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -15,7 +15,10 @@ const ROUNDS: usize = 3;
 const LINE: u64 = 64;
 const PAGE: u64 = 4096;
 /// Ranges in one request: the server reads a MiB at most.
-const RANGES: usize = 5000;
+const RANGES: usize = 20_000;
+/// Loads of a clean line that are timed together, and copies up to a poisoned one.
+const LOADS: u64 = 200;
+const COPIES: u64 = 50;
 /// Poison begins here; what is read lies far below.
 const POISON_START: u64 = 512 << 20;
 
@@ -23,7 +26,7 @@ const POISON_START: u64 = 512 << 20;
 pub fn measure(plan: &Plan, poisons: u64, layout: Layout) -> Result<Pmem> {
     let socket = plan.dir.join("pmem.sock");
     let _ = std::fs::remove_file(&socket);
-    let mut guest = Guest::start(plan, &socket)?;
+    let mut guest = Guest::start(plan, &socket, 1)?;
     let mut pmem = Pmem::default();
     if poisons == 0 {
         let before = guest.counters(&["pf_taken"])?;
@@ -32,7 +35,7 @@ pub fn measure(plan: &Plan, poisons: u64, layout: Layout) -> Result<Pmem> {
         pmem.cold = Cold { bytes, faults, pages_2m: guest.counters(&["pages_2m"])? };
     } else {
         let start = Instant::now();
-        pmem.poison = Some(poison(&socket, poisons, layout)?);
+        pmem.poison = Some(poison(&Client::new(&socket), poisons, layout)?);
         pmem.poison_time = start.elapsed().as_nanos() as u64;
     }
     pmem.maps = counters::maps(guest.child.id())?;
@@ -41,15 +44,64 @@ pub fn measure(plan: &Plan, poisons: u64, layout: Layout) -> Result<Pmem> {
     Ok(pmem)
 }
 
+/// Clean lines of a page whose last line is poisoned, in a guest with this many processors.
+pub fn clean(plan: &Plan, cpus: u32) -> Result<Clean> {
+    let socket = plan.dir.join("pmem.sock");
+    let _ = std::fs::remove_file(&socket);
+    let mut guest = Guest::start(plan, &socket, cpus)?;
+    let page = POISON_START;
+    let load = |guest: &mut Guest, page: u64| -> Result<f64> {
+        let mut best = u64::MAX;
+        for _ in 0..ROUNDS {
+            best = best.min(guest.ask(&format!("load {page} {LOADS}"))?);
+        }
+        Ok(best as f64 / LOADS as f64)
+    };
+    load(&mut guest, page)?;
+    let plain = load(&mut guest, page)?;
+    let range = json!({ "ranges": [{ "offset": page + PAGE - LINE, "length": LINE }] });
+    Client::new(&socket).call("POST", "/v1/memory/p0/poison", Some(&range))?;
+    let guarded = load(&mut guest, page)?;
+    let (mut copy, mut copy_exits) = (u64::MAX, f64::MAX);
+    for _ in 0..ROUNDS {
+        // The exits of the request itself are those of one with fewer copies.
+        let mut exits = [0; 2];
+        for (exits, count) in exits.iter_mut().zip([COPIES, 0]) {
+            let before = guest.counters(&["exits"])?;
+            let time = guest.ask(&format!("copy {page} {} {count}", PAGE - LINE))?;
+            *exits = guest.counters(&["exits"])? - before;
+            if count == COPIES {
+                copy = copy.min(time);
+            }
+        }
+        copy_exits = copy_exits.min(exits[0].saturating_sub(exits[1]) as f64 / COPIES as f64);
+    }
+    Ok(Clean { load: guarded, plain, copy: copy as f64 / COPIES as f64, copy_exits })
+}
+
+/// Bytes from one poisoned line to the next.
+fn stride(layout: Layout) -> u64 {
+    match layout {
+        Layout::Packed => LINE,
+        Layout::Paged => PAGE,
+        Layout::Scattered => 2 << 20,
+    }
+}
+
+/// The size of a device that has room for so many lines, as an option has it.
+pub fn size(poisons: u64, layout: Layout) -> String {
+    let bytes = POISON_START + poisons * stride(layout);
+    format!("{}M", bytes.next_multiple_of(1 << 30) >> 20)
+}
+
 /// Poisons, in as many requests as it takes; returns in words what the machine made of it. A limit that it names is a
 /// result, not a failure: what was poisoned before stays.
-fn poison(socket: &Path, poisons: u64, layout: Layout) -> Result<String> {
+pub fn poison(client: &Client, poisons: u64, layout: Layout) -> Result<String> {
     let range = |offset: u64, length: u64| json!({ "offset": offset, "length": length });
     let ranges: Vec<Value> = match layout {
         Layout::Packed => vec![range(POISON_START, poisons * LINE)],
-        Layout::Alternating => (0..poisons).map(|n| range(POISON_START + n * 2 * PAGE, LINE)).collect(),
+        _ => (0..poisons).map(|n| range(POISON_START + n * stride(layout), LINE)).collect(),
     };
-    let client = Client::new(socket);
     let mut done = 0;
     for part in ranges.chunks(RANGES) {
         match client.call("POST", "/v1/memory/p0/poison", Some(&json!({ "ranges": part }))) {
@@ -69,12 +121,12 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(plan: &Plan, socket: &Path) -> Result<Self> {
+    fn start(plan: &Plan, socket: &Path, cpus: u32) -> Result<Self> {
         let errors = plan.dir.join("errors");
         let mut command = Command::new(plan.dir.join("aconite"));
         command.args(["run", "--host=kvm", "--memory=768M", "--pmem=size=1G,id=p0", "--tool=ndctl"]);
         command.arg("--kernel").arg(plan.dir.join("vmlinux")).arg("--modules").arg(&plan.modules);
-        command.arg("--api-socket").arg(socket);
+        command.arg("--api-socket").arg(socket).arg(format!("--cpus={cpus}"));
         command.arg("--").arg(plan.dir.join("guest")).arg("pmem");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
         let mut child = command.spawn().context("Cannot start aconite")?;
