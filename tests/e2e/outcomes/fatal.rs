@@ -2,7 +2,7 @@
 
 use super::column::{Column, Flavour};
 use super::report::{self, Cell};
-use super::subject::hex;
+use super::subject::{hex, wait_for_scrub};
 use super::table::{Difference, Expected};
 use super::{Seen, judge};
 use aconite_agent::workload::{Reply, Request, Source};
@@ -168,6 +168,7 @@ impl Fatal {
         let mut guest = run.args(row.options).pmem("size=128M,id=p0").tools(&["dd"]).shell();
         let device = "/dev/pmem0".to_owned();
         guest.until_ok(&format!("test -b {device}"), PMEM);
+        wait_for_scrub(&mut guest);
         let gpa = hex(&guest.device("p0")["gpa"]);
         let workload = Workload::start(&mut guest, 0);
         Self { guest, workload, device, gpa }

@@ -37,6 +37,12 @@ pub fn hex(value: &Value) -> u64 {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or_else(|error| panic!("{value}: {error}"))
 }
 
+/// Waits for the end of the scrub that a kernel begins with: it would list what is poisoned meanwhile, and nobody would
+/// touch it.
+pub fn wait_for_scrub(guest: &mut Machine) {
+    guest.until_ok("grep -qx \"[0-9]*\" /sys/bus/nd/devices/ndbus0/nfit/scrub", PMEM);
+}
+
 /// A memory device of the guest.
 pub struct Device {
     /// Its id.
@@ -77,6 +83,7 @@ impl Subject {
             let region = guest.until_ok(&find, PMEM).parse().expect("the number of a region");
             Device { id, gpa, region }
         });
+        wait_for_scrub(&mut guest);
         let mut subject = Self {
             workload: Workload::start(&mut guest, 0),
             column,

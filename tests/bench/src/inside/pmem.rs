@@ -16,6 +16,8 @@ const LINE: u64 = 64;
 const PAGE: u64 = 4096;
 /// Ranges in one request: the server reads a MiB at most.
 const RANGES: usize = 20_000;
+/// Bytes of the device.
+const DEVICE: u64 = 1 << 30;
 /// Loads of a clean line that are timed together, and copies up to a poisoned one.
 const LOADS: u64 = 200;
 const COPIES: u64 = 50;
@@ -59,7 +61,7 @@ pub fn clean(plan: &Plan, cpus: u32) -> Result<Clean> {
     };
     load(&mut guest, page)?;
     let plain = load(&mut guest, page)?;
-    let range = json!({ "ranges": [{ "offset": page + PAGE - LINE, "length": LINE }] });
+    let range = json!({ "ranges": [{ "offset": guest.start + page + PAGE - LINE, "length": LINE }] });
     Client::new(&socket).call("POST", "/v1/memory/p0/poison", Some(&range))?;
     let guarded = load(&mut guest, page)?;
     let (mut copy, mut copy_exits) = (u64::MAX, f64::MAX);
@@ -118,6 +120,8 @@ struct Guest {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    /// Where the bytes that the guest maps begin in the device: what is before them describes the namespace.
+    start: u64,
 }
 
 impl Guest {
@@ -135,8 +139,11 @@ impl Guest {
             child,
             input: input.context("No standard input")?,
             output: BufReader::new(output.context("No standard output")?),
+            start: 0,
         };
-        guest.number("ready").with_context(|| std::fs::read_to_string(&errors).unwrap_or_default())?;
+        let mapped =
+            guest.number("ready").with_context(|| std::fs::read_to_string(&errors).unwrap_or_default())?;
+        guest.start = DEVICE.checked_sub(mapped).context("The guest maps more than there is")?;
         Ok(guest)
     }
 
