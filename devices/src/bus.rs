@@ -6,6 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aconite_acpi::platform::FirmwareEvent;
 use thiserror::Error;
 
 use crate::einj::Injection;
@@ -32,6 +33,8 @@ pub enum Effect {
         /// Index of the queue within the device.
         queue: u16,
     },
+    /// Firmware has something to tell the guest.
+    Notify(FirmwareEvent),
     /// The guest wrote the eject register of a memory unit.
     UnitEject {
         /// Index of the unit.

@@ -311,6 +311,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         vm: vm.clone(),
         space: space.clone(),
         units: units.clone(),
+        baton: baton.clone(),
         events: spec.events.clone(),
         stale: stale.clone(),
         windows: plan.windows.clone(),
@@ -483,7 +484,8 @@ fn wall_clock() -> Clock {
     Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO))
 }
 
-fn monotonic_clock() -> Clock {
+/// The time since now.
+pub(super) fn monotonic_clock() -> Clock {
     let start = Instant::now();
     Arc::new(move || start.elapsed())
 }

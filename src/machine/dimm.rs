@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
 
+use aconite_devices::clock::Clock;
 use aconite_devices::nvdimm::{
     self, Dimm, DimmConfig, Forgetful, Keeper, LABEL_AREA_MAX, LABEL_AREA_MIN, LABEL_AREA_SIZE, NotKept,
-    empty_area, has_index,
+    Record, empty_area, has_index,
 };
 use thiserror::Error;
 
 use crate::config::{Family, Labels, Pmem};
+use crate::memory::{GuardError, PoisonKeeper, PoisonMap, Region};
 use crate::sidefile::{Change, Content, SideFile, SideFileError};
 
 /// Why a DIMM could not be had.
@@ -24,7 +26,7 @@ pub enum DimmError {
         /// The system's answer.
         source: io::Error,
     },
-    /// The labels that the device begins with cannot be kept.
+    /// What the device begins with cannot be kept.
     #[error(transparent)]
     NotKept(NotKept),
     /// The file of labels is too short or too long to be a label area.
@@ -57,6 +59,17 @@ impl Kept {
         })
     }
 
+    /// Poisons what was poisoned in the last run, and keeps changes from now on. No vCPU has reached the region yet;
+    /// `limit` is that of [`Region::poison`].
+    pub fn restore_poison(&self, region: &Region, limit: usize) -> Result<(), GuardError> {
+        let before: Vec<_> = self.content().poison.iter().collect();
+        region.poison(&before, limit)?;
+        if let Self::Beside(file) = self {
+            region.keep_with(Arc::new(PoisonBeside(file.clone())));
+        }
+        Ok(())
+    }
+
     /// What is kept now.
     pub fn content(&self) -> Content {
         match self {
@@ -78,10 +91,24 @@ impl Keeper for Beside {
         let change = Change::Labels { size: self.label_size, offset, bytes: bytes.to_vec() };
         Ok(self.file.keep(&change)?)
     }
+
+    fn record(&self, record: &Record) -> Result<(), NotKept> {
+        Ok(self.file.keep(&Change::Dimm(Box::new(record.clone())))?)
+    }
+}
+
+/// Keeps the poison of a region in a side file.
+#[derive(Debug)]
+struct PoisonBeside(Arc<SideFile>);
+
+impl PoisonKeeper for PoisonBeside {
+    fn keep(&self, poison: &PoisonMap) -> io::Result<()> {
+        self.0.keep_poison(&poison.iter().collect())
+    }
 }
 
 /// Gives the DIMM of a device power.
-pub fn power_on(pmem: &Pmem, kept: &Kept) -> Result<Arc<Dimm>, DimmError> {
+pub fn power_on(pmem: &Pmem, kept: &Kept, clock: Clock) -> Result<Arc<Dimm>, DimmError> {
     let family = match pmem.family {
         Family::Intel => nvdimm::Family::Intel,
         Family::Microsoft => nvdimm::Family::Microsoft,
@@ -106,7 +133,8 @@ pub fn power_on(pmem: &Pmem, kept: &Kept) -> Result<Arc<Dimm>, DimmError> {
             Arc::new(keeper)
         }
     };
-    Ok(Arc::new(Dimm::new(DimmConfig { family, labels, keeper })))
+    let record = content.dimm.unwrap_or_default();
+    Ok(Arc::new(Dimm::new(DimmConfig { family, labels, record, keeper, clock }).map_err(DimmError::NotKept)?))
 }
 
 fn read_labels(path: &Path) -> Result<Vec<u8>, DimmError> {
@@ -120,8 +148,14 @@ fn read_labels(path: &Path) -> Result<Vec<u8>, DimmError> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::units::{GIB, Size};
+
+    fn power_on(pmem: &Pmem, kept: &Kept) -> Result<Arc<Dimm>, DimmError> {
+        super::power_on(pmem, kept, Arc::new(|| Duration::ZERO))
+    }
 
     fn pmem(labels: Labels) -> Pmem {
         Pmem { labels, ..Pmem::memory("p0", Size(GIB)) }

@@ -1,27 +1,32 @@
 //! The medium of a unit: what the firmware's model asks of the memory behind it.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use aconite_devices::nvdimm::Media;
+use vm_memory::VolatileMemory;
+use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
-use super::poison::byte_range;
+use super::poison::{byte_range, guard_room};
 use crate::command::{ClearedBy, Event, EventBus};
-use crate::memory::Region;
+use crate::kvm::Baton;
+use crate::memory::{AddressSpace, LINE_SIZE, Region, round_out};
 
 /// The medium of a unit, as its firmware sees it: the poison map of its region.
 #[derive(Debug)]
 pub struct RegionMedia {
-    region: Arc<Region>,
-    events: EventBus,
+    /// The memory.
+    pub region: Arc<Region>,
+    /// Where it lies.
+    pub space: Arc<AddressSpace>,
+    /// Stops the vCPUs while they must not run.
+    pub baton: Arc<Baton>,
+    /// Who is told of changes.
+    pub events: EventBus,
 }
 
 impl RegionMedia {
-    /// The medium behind `region`.
-    pub fn new(region: Arc<Region>, events: EventBus) -> Self {
-        Self { region, events }
-    }
-
     fn offsets(&self, range: &Range<u64>) -> Range<u64> {
         let gpa = self.region.gpa();
         range.start.saturating_sub(gpa)..range.end.saturating_sub(gpa).min(self.region.len())
@@ -58,6 +63,38 @@ impl Media for RegionMedia {
         }
     }
 
+    fn poison(&self, range: Range<u64>) -> bool {
+        // The machine stops, and with it the guest that asked.
+        let Ok(_held) = self.baton.take() else { return false };
+        let lines = round_out(self.offsets(&range), LINE_SIZE);
+        let limit = guard_room(&self.space, &self.region);
+        match self.region.poison(std::slice::from_ref(&lines), limit) {
+            Ok(_) => {
+                let (device, ranges) = (self.region.name().to_owned(), vec![byte_range(lines)]);
+                self.events.publish(Event::PoisonAdded { device, ranges });
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, device = self.region.name(), "an error could not be injected");
+                false
+            }
+        }
+    }
+
+    fn erase(&self) -> bool {
+        let Some(backing) = self.region.alias().file_offset().filter(|_| self.region.writable()) else {
+            return false;
+        };
+        // A file system without holes has zeros written.
+        let hole =
+            fallocate(backing.file(), FallocateMode::PunchHole, true, backing.start(), self.region.len());
+        let erased = hole.map_err(io::Error::from).or_else(|_| write_zeros(&self.region));
+        if let Err(error) = &erased {
+            tracing::error!(%error, device = self.region.name(), "data could not be erased");
+        }
+        erased.is_ok()
+    }
+
     fn flush(&self) {
         if let Err(error) = self.region.flush() {
             tracing::error!(%error, device = self.region.name(), "data could not be written back");
@@ -67,4 +104,19 @@ impl Media for RegionMedia {
             });
         }
     }
+}
+
+/// Bytes that are written at once.
+const CHUNK: usize = 1 << 20;
+
+/// Writes zeros to all of a region through the map that never traps.
+fn write_zeros(region: &Region) -> io::Result<()> {
+    let zeros = vec![0u8; CHUNK];
+    let map = region.alias();
+    for start in (0..map.size()).step_by(CHUNK) {
+        let length = CHUNK.min(map.size() - start);
+        let slice = map.get_slice(start, length).map_err(io::Error::other)?;
+        slice.copy_from(&zeros[..length]);
+    }
+    Ok(())
 }

@@ -10,23 +10,25 @@ use std::sync::{Arc, Mutex};
 use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
 use aconite_acpi::{AddressRange, DimmFlags, Persistence, PmemUnit};
 use aconite_devices::bus::lock;
-use aconite_devices::nvdimm::{Unit, UnitConfig, UnitError, UnitTable};
+use aconite_devices::nvdimm::{Dimm, Unit, UnitConfig, UnitError, UnitTable};
 use aconite_devices::platform::Platform;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::build::monotonic_clock;
 use super::chain;
 use super::dimm::{self, DimmError, Kept};
 use super::media::RegionMedia;
+use super::poison::guard_room;
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
     OperationState, RemovalStep, RemoveMode,
 };
 use crate::config::{Channel, CheckedPmem, Place, Pmem, PmemSource, Via};
 use crate::fault::StaleLog;
-use crate::kvm::{Held, KvmError, Slot, Vm};
+use crate::kvm::{Baton, Held, KvmError, Slot, Vm};
 use crate::memory::backing::{self, BackingError};
-use crate::memory::{AddressSpace, Backing, LINE_SIZE, MapError, Region, RegionKind, SpaceError};
+use crate::memory::{AddressSpace, Backing, GuardError, LINE_SIZE, MapError, Region, RegionKind, SpaceError};
 use crate::sidefile::{Content, SideFileError};
 
 /// Persistence that the platform capabilities promise: a store is durable once it has left the CPU cache
@@ -56,6 +58,9 @@ pub enum MemoryError {
     /// Its DIMM.
     #[error(transparent)]
     Dimm(#[from] DimmError),
+    /// The poison of the last run.
+    #[error("Cannot poison what was poisoned in the last run")]
+    Poison(#[from] GuardError),
     /// What it keeps beside its data.
     #[error(transparent)]
     SideFile(#[from] SideFileError),
@@ -80,6 +85,7 @@ pub(super) struct Device {
     state: MemoryState,
     /// Its memory.
     pub(super) region: Arc<Region>,
+    dimm: Arc<Dimm>,
     _slot: Slot,
     channel: Channel,
 }
@@ -91,6 +97,7 @@ pub struct MemoryDevices {
     /// Where everything lies.
     pub(super) space: Arc<AddressSpace>,
     units: Arc<UnitTable>,
+    baton: Arc<Baton>,
     /// The event stream.
     pub(super) events: EventBus,
     stale: Arc<StaleLog>,
@@ -111,6 +118,8 @@ pub struct Parts {
     pub space: Arc<AddressSpace>,
     /// The firmware's units.
     pub units: Arc<UnitTable>,
+    /// Stops the vCPUs.
+    pub baton: Arc<Baton>,
     /// The event stream.
     pub events: EventBus,
     /// Accesses to departed memory.
@@ -128,6 +137,7 @@ impl MemoryDevices {
             vm: parts.vm,
             space: parts.space,
             units: parts.units,
+            baton: parts.baton,
             events: parts.events,
             stale: parts.stale,
             windows: parts.windows,
@@ -162,14 +172,21 @@ impl MemoryDevices {
         let backing = Backing { file, offset: 0, writable: !pmem.readonly };
         let region = Arc::new(Region::new(&pmem.id, RegionKind::Pmem, window.range.start, size, backing)?);
         let firmware = firmware(pmem, size, unit, &window);
-        let media = Arc::new(RegionMedia::new(region.clone(), self.events.clone()));
+        kept.restore_poison(&region, guard_room(&self.space, &region))?;
+        let dimm = dimm::power_on(pmem, &kept, monotonic_clock())?;
+        let media = Arc::new(RegionMedia {
+            region: region.clone(),
+            space: self.space.clone(),
+            baton: self.baton.clone(),
+            events: self.events.clone(),
+        });
         let firmware_unit = Unit::new(UnitConfig::new(
             unit as u32,
             window.range.start,
             size,
             firmware.fit(PERSISTENCE),
             media,
-            dimm::power_on(pmem, &kept)?,
+            dimm.clone(),
         ))?;
         self.space.insert(region.clone())?;
         let slot = match self.vm.map(&region) {
@@ -186,6 +203,7 @@ impl MemoryDevices {
             unit,
             state: MemoryState::Present,
             region,
+            dimm,
             _slot: slot,
             channel: pmem.channel.unwrap_or(self.default_channel()),
         });
@@ -218,6 +236,28 @@ impl MemoryDevices {
         lock(platform).push(FirmwareEvent { target, code: kind.code() });
         self.events.publish(Event::NotifySent { device: id.to_owned(), kind });
         Ok(())
+    }
+
+    /// Sends a notification that the firmware's model asks for.
+    pub fn announce(&self, platform: &Mutex<Platform>, event: FirmwareEvent) {
+        lock(platform).push(event);
+        let (unit, kind) = match event.target {
+            EventTarget::Root(unit) => (unit, NotifyKind::Uncorrectable),
+            EventTarget::Dimm(unit) => (unit, NotifyKind::Health),
+            EventTarget::Container(_) | EventTarget::ErrorDevice => return,
+        };
+        if let Some(device) = self.devices.iter().find(|device| device.unit == unit as usize) {
+            self.events.publish(Event::NotifySent { device: device.id.clone(), kind });
+        }
+    }
+
+    /// Tells every DIMM that its power will go.
+    pub fn power_off(&self) {
+        for device in self.devices.iter().filter(|device| device.state == MemoryState::Present) {
+            if let Err(error) = device.dimm.power_off() {
+                tracing::error!(%error, device = device.id, "the next start will be told of an unsafe shutdown");
+            }
+        }
     }
 
     /// Takes a device away.

@@ -322,6 +322,10 @@ impl Machine {
                 tracing::warn!(?device, queue, "a queue of no device was notified");
                 None
             }
+            Effect::Notify(event) => {
+                self.built.memory.announce(&self.built.platform, event);
+                None
+            }
             Effect::ErrorSources => {
                 self.built.errors.proceed();
                 None
@@ -482,6 +486,7 @@ impl Machine {
             Cause::Panic => self.publish(Event::GuestPanicked),
             _ => {}
         }
+        self.built.memory.power_off();
         for region in self.built.traps.space.regions() {
             if let Err(error) = region.flush() {
                 tracing::error!(%error, device = region.name(), "data could not be written back");

@@ -117,10 +117,9 @@ impl MemoryDevices {
     }
 
     fn arm(&self, shares: &[Share]) -> Result<(), Error> {
-        let maps = guard_limit();
         let mut done: Vec<(&Share, Vec<Range<u64>>)> = Vec::new();
         for share in shares {
-            let limit = maps.saturating_sub(self.runs_beside(&share.region));
+            let limit = guard_room(&self.space, &share.region);
             match share.region.poison(&share.ranges, limit) {
                 Ok(fresh) => done.push((share, fresh)),
                 Err(error) => {
@@ -135,12 +134,6 @@ impl MemoryDevices {
             }
         }
         Ok(())
-    }
-
-    /// Runs of guarded pages that the other regions cost.
-    fn runs_beside(&self, region: &Region) -> usize {
-        let others = self.space.regions().into_iter().filter(|other| other.gpa() != region.gpa());
-        others.map(|other| other.guard_state().runs).sum()
     }
 
     /// The poison of a device or of RAM.
@@ -241,6 +234,12 @@ fn not_ram(range: &ByteRange, space: &AddressSpace) -> Error {
         format!("{at:#x} is not RAM: {what} is there"),
         format!("name guest-physical addresses of RAM, which is at {}", ram.join(" and ")),
     )
+}
+
+/// Runs of guarded pages that `region` may cost: those that this host allows and other regions leave.
+pub fn guard_room(space: &AddressSpace, region: &Region) -> usize {
+    let others = space.regions().into_iter().filter(|other| other.gpa() != region.gpa());
+    guard_limit().saturating_sub(others.map(|other| other.guard_state().runs).sum())
 }
 
 /// A range as requests and events name it.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use aconite_devices::nvdimm::{LABEL_AREA_MAX, Record};
+
 use super::content::{Content, Reader};
 
 /// A change of a [`Content`].
@@ -16,8 +18,8 @@ pub enum Change {
         /// What; it does not reach beyond the area.
         bytes: Vec<u8>,
     },
-    /// The DIMM has another record.
-    Dimm(Vec<u8>),
+    /// The DIMM remembers something else.
+    Dimm(Box<Record>),
     /// Lines were poisoned.
     Poisoned(Vec<Range<u64>>),
     /// Lines were cleaned.
@@ -39,7 +41,7 @@ impl Change {
                 let start = *offset as usize;
                 area[start..start + bytes.len()].copy_from_slice(bytes);
             }
-            Self::Dimm(record) => content.dimm = Some(record.clone()),
+            Self::Dimm(record) => content.dimm = Some((**record).clone()),
             Self::Poisoned(ranges) => ranges.iter().for_each(|range| content.poison.insert(range.clone())),
             Self::Cleaned(ranges) => ranges.iter().for_each(|range| content.poison.remove(range.clone())),
         }
@@ -56,7 +58,7 @@ impl Change {
             }
             Self::Dimm(record) => {
                 number(DIMM);
-                encoded.extend(record);
+                encoded.extend(record.to_bytes());
             }
             Self::Poisoned(ranges) | Self::Cleaned(ranges) => {
                 number(if matches!(self, Self::Poisoned(_)) { POISONED } else { CLEANED });
@@ -73,10 +75,10 @@ impl Change {
             LABELS => {
                 let (size, offset, bytes) = (reader.u64()?, reader.u64()?, reader.0.to_vec());
                 let end = offset.checked_add(bytes.len() as u64)?;
-                let fits = size <= aconite_devices::nvdimm::LABEL_AREA_MAX as u64 && end <= size;
+                let fits = size <= LABEL_AREA_MAX as u64 && end <= size;
                 fits.then_some(Self::Labels { size, offset, bytes })?
             }
-            DIMM => Self::Dimm(reader.0.to_vec()),
+            DIMM => Self::Dimm(Box::new(Record::from_bytes(reader.0)?)),
             kind @ (POISONED | CLEANED) => {
                 let mut ranges = Vec::new();
                 while !reader.0.is_empty() {

@@ -1,5 +1,7 @@
 //! What a side file holds at some moment, and its bytes.
 
+use aconite_devices::nvdimm::Record;
+
 use super::Damage;
 use crate::memory::{LINE_SIZE, RangeSet};
 
@@ -10,8 +12,8 @@ pub struct Content {
     pub poison: RangeSet,
     /// The label area, once something has been written to it.
     pub labels: Option<Vec<u8>>,
-    /// The record of the DIMM's state ([`aconite_devices::nvdimm`]), once there is one.
-    pub dimm: Option<Vec<u8>>,
+    /// What the DIMM remembers, once that is something.
+    pub dimm: Option<Record>,
 }
 
 /// Takes bytes off the front of a slice.
@@ -48,7 +50,7 @@ impl Content {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         put_optional(&mut bytes, self.labels.as_deref());
-        put_optional(&mut bytes, self.dimm.as_deref());
+        put_optional(&mut bytes, self.dimm.as_ref().map(Record::to_bytes).as_deref());
         bytes.extend((self.poison.count() as u64).to_le_bytes());
         for range in self.poison.iter() {
             bytes.extend(range.start.to_le_bytes());
@@ -60,7 +62,11 @@ impl Content {
     /// The content with these bytes; `None` if they are none.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
-        let (labels, dimm) = (reader.optional()?, reader.optional()?);
+        let labels = reader.optional()?;
+        let dimm = match reader.optional()? {
+            None => None,
+            Some(bytes) => Some(Record::from_bytes(&bytes)?),
+        };
         let mut poison = RangeSet::default();
         for _ in 0..reader.u64()? {
             poison.insert(reader.u64()?..reader.u64()?);

@@ -25,6 +25,7 @@ use thiserror::Error;
 pub use self::change::Change;
 pub use self::content::Content;
 use self::layout::{Head, Journal};
+use crate::memory::RangeSet;
 
 /// What a side file's name has behind that of its device's file.
 const SUFFIX: &str = ".aconite";
@@ -187,6 +188,22 @@ impl SideFile {
         change.apply(&mut next);
         state.journal = Some(self.replace(&next)?);
         state.content = next;
+        Ok(())
+    }
+
+    /// Keeps what is poisoned from now on, by difference.
+    ///
+    /// # Errors
+    /// The change is not kept.
+    pub fn keep_poison(&self, poison: &RangeSet) -> io::Result<()> {
+        let before = self.content().poison;
+        let added: Vec<_> = poison.difference(&before).collect();
+        let cleaned: Vec<_> = before.difference(poison).collect();
+        for change in [Change::Poisoned(added), Change::Cleaned(cleaned)] {
+            if !matches!(&change, Change::Poisoned(ranges) | Change::Cleaned(ranges) if ranges.is_empty()) {
+                self.keep(&change)?;
+            }
+        }
         Ok(())
     }
 

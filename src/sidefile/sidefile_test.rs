@@ -1,3 +1,4 @@
+use aconite_devices::nvdimm::Record;
 use proptest::prelude::*;
 
 use super::*;
@@ -47,6 +48,13 @@ fn line(offset: u64) -> std::ops::Range<u64> {
     offset..offset + 64
 }
 
+/// The n-th record of a DIMM.
+fn record(n: u8) -> Record {
+    let mut bytes = Record::default().to_bytes();
+    *bytes.last_mut().unwrap() = n;
+    Record::from_bytes(&bytes).unwrap()
+}
+
 fn labels(offset: u64, bytes: &[u8]) -> Change {
     Change::Labels { size: 4096, offset, bytes: bytes.to_vec() }
 }
@@ -67,7 +75,7 @@ fn what_was_kept_is_there_again() {
     let place = place();
     let side = place.open();
     side.keep(&labels(256, b"abc")).unwrap();
-    side.keep(&Change::Dimm(vec![7; 30])).unwrap();
+    side.keep(&Change::Dimm(Box::new(record(7)))).unwrap();
     side.keep(&Change::Poisoned(vec![0..128, 4096..4160])).unwrap();
     side.keep(&Change::Cleaned(vec![line(64)])).unwrap();
     drop(side);
@@ -76,7 +84,7 @@ fn what_was_kept_is_there_again() {
     assert_eq!(content.poison.iter().collect::<Vec<_>>(), [0..64, 4096..4160]);
     let area = content.labels.unwrap();
     assert_eq!((area.len(), &area[254..260]), (4096, &b"\0\0abc\0"[..]));
-    assert_eq!(content.dimm, Some(vec![7; 30]));
+    assert_eq!(content.dimm, Some(record(7)));
 }
 
 #[test]
@@ -142,7 +150,7 @@ fn damaged_files_are_refused_by_name_and_stay() {
 #[test]
 fn a_file_of_another_size_and_one_left_over_are_refused() {
     let place = place();
-    place.open().keep(&Change::Dimm(vec![1])).unwrap();
+    place.open().keep(&Change::Dimm(Box::new(record(1)))).unwrap();
     let error = SideFile::open(&place.device, SIZE / 2, false).unwrap_err().to_string();
     assert!(
         error.contains("it belongs to a device of 1073741824 bytes, and this one has 536870912"),
@@ -216,7 +224,7 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (0u64..4000, prop::collection::vec(any::<u8>(), 0..90))
             .prop_map(|(offset, bytes)| labels(offset, &bytes)),
-        prop::collection::vec(any::<u8>(), 0..40).prop_map(Change::Dimm),
+        any::<u8>().prop_map(|n| Change::Dimm(Box::new(record(n)))),
         lines.clone().prop_map(Change::Poisoned),
         lines.prop_map(Change::Cleaned),
     ]

@@ -9,15 +9,13 @@ use acpi_tables::aml::{
     Acquire, Arg, BufferData, Concat, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
     FieldLockRule, FieldUpdateRule, GreaterThan, If, Index, LessThan, Local, Method, MethodCall, Mid, Mutex,
     Name, ONE, ObjectType, OpRegion, OpRegionSpace, Package, Path, Release, Return, SizeOf, Store, ToInteger,
-    Uuid, ZERO,
+    ZERO,
 };
 
 use super::Body;
 use crate::layout::{MAILBOX_SIZE, mailbox_base, unit_base};
 use crate::platform::{Call, EventTarget, device_handle, label_status, mailbox, unit};
 
-/// `_DSM` of an NVDIMM root device (ACPI 6.5, 9.20.7).
-const ROOT_DSM_UUID: &str = "2f10e7a4-9e91-11e4-89d3-123b93f75cba";
 /// ObjectType of a buffer and of a package (ACPI 6.5, table 19.26).
 const TYPE_BUFFER: u8 = 3;
 const TYPE_PACKAGE: u8 = 4;
@@ -282,27 +280,22 @@ fn label_call(call: Call, input: &dyn Aml, least: u8) -> Body {
 }
 
 /// `_DSM` that hands the call on. ACPI wants a buffer with a byte 0 for what is not known (ACPI 6.5, 9.1.1).
-fn dsm(call: Call, only: Option<&str>) -> Body {
-    let not_known = BufferData::new(vec![0]);
+fn dsm(call: Call) -> Body {
     let (call, result) = (call.code(), Local(0));
-    let mut forward = Body::default();
-    forward.push(&Store::new(
-        &result,
-        &MethodCall::new("MCAL".into(), vec![&call, &Arg(0), &Arg(1), &Arg(2), &Arg(3)]),
-    ));
-    forward.push(&If::new(&GreaterThan::new(&SizeOf::new(&result), &ZERO), vec![&Return::new(&result)]));
-
     let mut body = Body::default();
-    let refuse = Return::new(&not_known);
-    match only {
-        Some(uuid) => body.push(&Method::new(
-            "_DSM".into(),
-            4,
-            false,
-            vec![&If::new(&Equal::new(&Arg(0), &Uuid::new(uuid)), vec![&forward]), &refuse],
-        )),
-        None => body.push(&Method::new("_DSM".into(), 4, false, vec![&forward, &refuse])),
-    }
+    body.push(&Method::new(
+        "_DSM".into(),
+        4,
+        false,
+        vec![
+            &Store::new(
+                &result,
+                &MethodCall::new("MCAL".into(), vec![&call, &Arg(0), &Arg(1), &Arg(2), &Arg(3)]),
+            ),
+            &If::new(&GreaterThan::new(&SizeOf::new(&result), &ZERO), vec![&Return::new(&result)]),
+            &Return::new(&BufferData::new(vec![0])),
+        ],
+    ));
     body
 }
 
@@ -326,14 +319,10 @@ fn root(unit: u32) -> Body {
                     vec![&fit, &no_uuid, &ZERO, &ZERO, &ZERO],
                 ))],
             ),
-            &dsm(Call::RootDsm, Some(ROOT_DSM_UUID)),
+            &dsm(Call::RootDsm),
             &Device::new(
                 "D000".into(),
-                vec![
-                    &Name::new("_ADR".into(), &device_handle(unit)),
-                    &dsm(Call::DimmDsm, None),
-                    &label_methods(),
-                ],
+                vec![&Name::new("_ADR".into(), &device_handle(unit)), &dsm(Call::DimmDsm), &label_methods()],
             ),
         ],
     ));

@@ -138,7 +138,7 @@ pub(super) fn capabilities(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
     let output = match unit {
         Some(unit) => CapabilitiesOutput {
             status: (status::SUCCESS | CAN_SCRUB_PERSISTENT).into(),
-            max_status_output: (output_size(unit.ars_records()) as u32).into(),
+            max_status_output: (unit.ars_output_size() as u32).into(),
             clear_unit: unit.clear_unit().into(),
             ..Default::default()
         },
@@ -207,7 +207,7 @@ pub(super) fn status(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
 }
 
 /// Bytes of a status output with this many records.
-fn output_size(records: usize) -> usize {
+pub(super) fn output_size(records: usize) -> usize {
     size_of::<StatusHeader>() + records * size_of::<StatusRecord>()
 }
 

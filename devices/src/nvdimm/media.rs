@@ -17,6 +17,12 @@ pub trait Media: Send + Sync {
     /// Bytes that were never poisoned count as cleared: the length of `range` means that all of it is good now.
     fn clear(&self, range: Range<u64>) -> u64;
 
+    /// Poisons every line that `range` touches; false if that did not succeed, and then nothing is poisoned.
+    fn poison(&self, range: Range<u64>) -> bool;
+
+    /// Fills all of the memory with zeros. Poison stays. False if that did not succeed.
+    fn erase(&self) -> bool;
+
     /// Makes all that the guest has written so far durable.
     fn flush(&self);
 }

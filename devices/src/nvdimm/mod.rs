@@ -7,14 +7,16 @@
 //! so that what the guest is told, what its loads hit and what the API lists cannot disagree.
 //!
 //! Layout of the `_DSM` models: `root` is the NVDIMM root device with one module for each group of functions
-//! (`ars`, `clear`, `translate`), `dimm` is the DIMM with one module for each family. Structures of the
+//! (`ars`, `clear`, `translate`, `inject`) and `activation`, Intel's functions for firmware, `dimm` is the DIMM with one module for each family. Structures of the
 //! interface are byte-exact types that name the section of the ACPI specification, asserted by their size.
 
+mod activation;
 mod ars;
 mod clear;
 mod dimm;
 mod dsm;
 mod flush;
+mod inject;
 mod mailbox;
 mod media;
 mod registers;
@@ -24,7 +26,7 @@ mod unit;
 
 pub use dimm::{
     Dimm, DimmConfig, Family, Forgetful, Keeper, LABEL_AREA_MAX, LABEL_AREA_MIN, LABEL_AREA_SIZE, NotKept,
-    empty_area, has_index,
+    Record, empty_area, has_index,
 };
 pub use flush::FlushHint;
 pub use media::Media;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aconite_acpi::layout::{MAX_UNITS, UNIT_SIZE};
 use aconite_acpi::platform::unit::{DOORBELL, EJECT, STATUS, STATUS_PRESENT};
-use aconite_acpi::platform::{self, mailbox as layout};
+use aconite_acpi::platform::{self, EventTarget, FirmwareEvent, mailbox as layout, notify};
 
 use super::dimm::{label_information, label_read, label_write};
 use super::mailbox::{Call, reply};
@@ -39,10 +39,10 @@ impl Units {
         }
     }
 
-    fn ring(&self, slot: u32, code: u32) {
+    fn ring(&self, slot: u32, code: u32, effects: &mut Effects) {
         let output = match Call::read(&self.dma, slot) {
             Ok(Some(call)) if call.code() == code => {
-                self.answer(self.units.get(slot).as_deref(), code, &call)
+                self.answer(self.units.get(slot).as_deref(), code, &call, effects)
             }
             Ok(_) => None,
             Err(error) => {
@@ -56,11 +56,19 @@ impl Units {
     }
 
     /// The output of a call; `None` if there is no such call.
-    fn answer(&self, unit: Option<&Unit>, code: u32, call: &Call) -> Option<Vec<u8>> {
+    fn answer(&self, unit: Option<&Unit>, code: u32, call: &Call, effects: &mut Effects) -> Option<Vec<u8>> {
         let (request, dimm) = (call.request(), unit.map(Unit::dimm));
         let output = match platform::Call::from_code(code)? {
-            platform::Call::RootDsm => root::call(unit, &request),
-            platform::Call::DimmDsm => dimm?.dsm(&request),
+            platform::Call::RootDsm => root::call(unit, &request, effects),
+            platform::Call::DimmDsm => {
+                let unit = unit?;
+                let answer = unit.dimm().dsm(&**unit.media(), &request)?;
+                if answer.alarm {
+                    let target = EventTarget::Dimm(unit.slot());
+                    effects.push(Effect::Notify(FirmwareEvent { target, code: notify::DIMM_HEALTH }));
+                }
+                Some(answer.output)
+            }
             platform::Call::LabelInformation => Some(label_information(dimm)),
             platform::Call::LabelRead => Some(label_read(dimm, request.input)),
             platform::Call::LabelWrite => Some(label_write(dimm, request.input)),
@@ -97,7 +105,7 @@ impl BusDevice for Units {
                     for (byte, &written) in value.iter_mut().zip(&data[index..]) {
                         *byte = written;
                     }
-                    self.ring(slot, u32::from_le_bytes(value));
+                    self.ring(slot, u32::from_le_bytes(value), effects);
                 }
                 _ => {}
             }

@@ -2,9 +2,9 @@ use aconite_acpi::layout::{MAILBOX_BASE, MAX_UNITS, mailbox_base};
 use aconite_acpi::platform::mailbox::{INPUT_MAX, OUTPUT_MAX, RESULT, RESULT_UNSUPPORTED};
 use proptest::prelude::*;
 
-use super::super::dimm::{Dimm, DimmConfig, Family, Forgetful, INTEL};
+use super::super::dimm::{Dimm, Family, INTEL};
 use super::super::root::{UUID, function};
-use super::super::testing::{BASE, Memory, SIZE, bytes, unit, unit_with};
+use super::super::testing::{BASE, Memory, SIZE, bytes, dimm_config, unit, unit_with};
 use super::super::unit::UnitConfig;
 use super::*;
 use crate::dma::testing::{Lines, dma};
@@ -110,7 +110,7 @@ fn fit_is_the_unit_s_own_and_empty_without_it() {
 fn the_root_device_answers_its_functions() {
     let mut machine = machine();
     machine.memory.poison(BASE + 0x400..BASE + 0x440);
-    assert_eq!(machine.dsm(function::QUERY, &[]), (0, vec![0x3F]));
+    assert_eq!(machine.dsm(function::QUERY, &[]), (0, vec![0xBF, 0x03]));
     let range = [BASE.to_le_bytes(), SIZE.to_le_bytes()].concat();
     let (result, output) = machine.dsm(function::ARS_CAPABILITIES, &range);
     assert_eq!((result, output), (0, bytes("00000200 F00F0000 00010000 0000 0000")));
@@ -131,9 +131,8 @@ fn the_root_device_answers_its_functions() {
 fn a_dimm_answers_its_family_and_the_label_methods() {
     let mut machine = machine();
     machine.table.remove(SLOT);
-    let labels = Some(vec![0; 1024]);
-    let dimm = DimmConfig { family: Family::Intel, labels, keeper: Arc::new(Forgetful) };
-    let with_labels = |config: &mut UnitConfig| config.dimm = Arc::new(Dimm::new(dimm));
+    let dimm = dimm_config(Family::Intel, Some(vec![0; 1024]));
+    let with_labels = |config: &mut UnitConfig| config.dimm = Arc::new(Dimm::new(dimm).unwrap());
     machine.table.insert(unit_with(&machine.memory, with_labels)).unwrap();
     machine.request(2, INTEL, 1, 4, &[]);
     assert_eq!(machine.ring(2), (0, bytes("00000000 00040000 000F0000")));
@@ -151,9 +150,29 @@ fn a_dimm_answers_its_family_and_the_label_methods() {
 }
 
 #[test]
+fn what_the_os_wants_to_know_is_notified() {
+    let mut machine = machine();
+    machine.table.remove(SLOT);
+    let intel = Dimm::new(dimm_config(Family::Intel, None)).unwrap();
+    machine.table.insert(unit_with(&machine.memory, |config| config.dimm = Arc::new(intel))).unwrap();
+    let ring = |machine: &mut Machine, code: u32| machine.write(REGISTERS + DOORBELL, &code.to_le_bytes());
+    let root = FirmwareEvent { target: EventTarget::Root(SLOT), code: 0x81 };
+    let dimm = FirmwareEvent { target: EventTarget::Dimm(SLOT), code: 0x81 };
+    machine.request(1, UUID, 1, 7, &bytes("0000004001000000 0001000000000000 01"));
+    assert_eq!(ring(&mut machine, 1), [Effect::Notify(root)]);
+    machine.request(1, UUID, 1, 7, &bytes("0000004001000000 0001000000000000 00"));
+    assert_eq!(ring(&mut machine, 1), [], "without the option");
+    // Spares of 4 percent, below the threshold of 5.
+    machine.request(2, INTEL, 2, 18, &bytes("0200000000000000 00 0000 01 04 00 00"));
+    assert_eq!(ring(&mut machine, 2), [Effect::Notify(dimm)]);
+    machine.request(2, INTEL, 2, 18, &bytes("0200000000000000 00 0000 00 00 00 00"));
+    assert_eq!(ring(&mut machine, 2), [], "back to the real value");
+}
+
+#[test]
 fn functions_that_do_not_exist_are_not_supported() {
     let mut machine = machine();
-    for function in [6, 7, 8, 9, 10, 32, u32::MAX] {
+    for function in [6, 10, 32, u32::MAX] {
         assert_eq!(machine.dsm(function, &[0; 16]), (0, vec![1, 0, 0, 0]), "{function}");
     }
 }
@@ -192,7 +211,7 @@ fn input_may_fill_the_mailbox() {
 fn a_departed_unit_answers_with_a_status() {
     let mut machine = machine();
     machine.table.remove(SLOT);
-    assert_eq!(machine.dsm(function::QUERY, &[]), (0, vec![0x3F]));
+    assert_eq!(machine.dsm(function::QUERY, &[]), (0, vec![0xBF, 0x03]));
     let range = [BASE.to_le_bytes(), SIZE.to_le_bytes()].concat();
     let start = [range.clone(), bytes("0200 00 0000000000")].concat();
     for (function, input, status) in [
@@ -230,7 +249,7 @@ fn poison_in_the_mailbox_ends_in_a_defined_reply() {
     // Behind the request: of no interest.
     *machine.poison.0.lock().unwrap() = vec![base + 0x40];
     machine.dma.write(base, &1u32.to_le_bytes()).unwrap();
-    assert_eq!(machine.ring(1), (0, vec![0x3F]));
+    assert_eq!(machine.ring(1), (0, vec![0xBF, 0x03]));
     // In the output.
     *machine.poison.0.lock().unwrap() = vec![base + RESULT + 0x40];
     machine.request(3, [0; 16], 0, 0, &[]);
@@ -308,7 +327,7 @@ proptest! {
             if ours && function != 0 {
                 let status = u32::from_le_bytes(output[..4].try_into().unwrap());
                 prop_assert!([0, 1, 2, 0x2_0000, 0x3_0000].contains(&status), "{:#x}", status);
-                prop_assert_eq!(status & 0xFFFF == 1, function > 5);
+                prop_assert_eq!(status & 0xFFFF == 1, function == 6 || function > 9);
             }
         }
     }

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use super::dimm::{Dimm, DimmConfig, Family, Forgetful};
+use super::dimm::{Dimm, DimmConfig, Family, Forgetful, Record};
 use super::media::Media;
 use super::unit::{Unit, UnitConfig};
 
@@ -22,6 +23,7 @@ struct State {
     /// Most bytes that one clear manages.
     clear_at_most: Option<u64>,
     flushes: usize,
+    erased: usize,
 }
 
 /// Memory with lines of poison.
@@ -44,6 +46,10 @@ impl Memory {
 
     pub(super) fn poison_total(&self) -> u64 {
         self.0.lock().unwrap().lines.len() as u64 * LINE
+    }
+
+    pub(super) fn erased(&self) -> usize {
+        self.0.lock().unwrap().erased
     }
 
     pub(super) fn flushes(&self) -> usize {
@@ -75,6 +81,16 @@ impl Media for Memory {
         length
     }
 
+    fn poison(&self, range: Range<u64>) -> bool {
+        Self::poison(self, range);
+        true
+    }
+
+    fn erase(&self) -> bool {
+        self.0.lock().unwrap().erased += 1;
+        true
+    }
+
     fn flush(&self) {
         self.0.lock().unwrap().flushes += 1;
     }
@@ -82,7 +98,13 @@ impl Media for Memory {
 
 /// A DIMM without functions and without labels.
 pub(super) fn bare_dimm() -> Arc<Dimm> {
-    Arc::new(Dimm::new(DimmConfig { family: Family::None, labels: None, keeper: Arc::new(Forgetful) }))
+    Arc::new(Dimm::new(dimm_config(Family::None, None)).unwrap())
+}
+
+/// A new DIMM of a family, which keeps nothing, and for which time stands still.
+pub(super) fn dimm_config(family: Family, labels: Option<Vec<u8>>) -> DimmConfig {
+    let clock = Arc::new(|| Duration::ZERO);
+    DimmConfig { family, labels, record: Record::default(), keeper: Arc::new(Forgetful), clock }
 }
 
 /// A unit in slot 3 over `memory`, with what `change` makes of its configuration.

@@ -9,7 +9,7 @@ use aconite_acpi::platform::device_handle;
 use aconite_acpi::platform::mailbox::OUTPUT_MAX;
 use thiserror::Error;
 
-use super::ars::{MAX_RECORDS, Scrub};
+use super::ars::{MAX_RECORDS, Scrub, output_size};
 use super::dimm::Dimm;
 use super::media::Media;
 use crate::bus::lock;
@@ -186,6 +186,11 @@ impl Unit {
 
     pub(super) fn clear_unit(&self) -> u32 {
         self.config.clear_unit
+    }
+
+    /// Most bytes of an ARS status.
+    pub(super) fn ars_output_size(&self) -> usize {
+        output_size(self.ars_records())
     }
 
     pub(super) fn ars_records(&self) -> usize {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::dsm::Uuid;
-use super::super::testing::bytes;
+use super::super::testing::{Memory, bytes, dimm_config};
 use super::intel::UUID as INTEL;
 use super::methods::MICROSOFT;
 use super::*;
@@ -14,14 +14,18 @@ impl Keeper for Broken {
     fn labels(&self, _offset: u64, _bytes: &[u8]) -> Result<(), NotKept> {
         Err(NotKept(std::io::Error::other("no space")))
     }
+
+    fn record(&self, _record: &Record) -> Result<(), NotKept> {
+        Err(NotKept(std::io::Error::other("no space")))
+    }
 }
 
 fn dimm(family: Family, labels: Option<Vec<u8>>) -> Dimm {
-    Dimm::new(DimmConfig { family, labels, keeper: Arc::new(Forgetful) })
+    Dimm::new(dimm_config(family, labels)).unwrap()
 }
 
 fn ask(dimm: &Dimm, uuid: Uuid, revision: u32, function: u32, input: &[u8]) -> Option<Vec<u8>> {
-    dimm.dsm(&Request { uuid, revision, function, input })
+    dimm.dsm(&Memory::default(), &Request { uuid, revision, function, input }).map(|answer| answer.output)
 }
 
 fn intel(dimm: &Dimm, function: u32, input: &[u8]) -> Vec<u8> {
@@ -34,10 +38,10 @@ fn families_answer_under_their_own_uuid_and_revision() {
     for revision in [1, 2] {
         assert_eq!(
             ask(&dimm(Family::Intel, area.clone()), INTEL, revision, 0, &[]).unwrap(),
-            bytes("71000000")
+            bytes("77F4FF7F")
         );
     }
-    assert_eq!(ask(&dimm(Family::Intel, None), INTEL, 1, 0, &[]).unwrap(), bytes("01000000"));
+    assert_eq!(ask(&dimm(Family::Intel, None), INTEL, 1, 0, &[]).unwrap(), bytes("07F4FF7F"));
     assert_eq!(ask(&dimm(Family::Microsoft, area.clone()), MICROSOFT, 1, 0, &[]).unwrap(), [1]);
     assert_eq!(ask(&dimm(Family::Microsoft, area.clone()), MICROSOFT, 1, 11, &[]).unwrap(), [1, 0, 0, 0]);
     for (family, uuid, revision) in [
@@ -102,8 +106,12 @@ fn label_methods_without_an_area_or_a_dimm_fail() {
 
 #[test]
 fn what_cannot_be_kept_is_an_error_and_changes_nothing() {
-    let config = DimmConfig { family: Family::Intel, labels: Some(vec![0; 1024]), keeper: Arc::new(Broken) };
-    let dimm = Dimm::new(config);
+    let keeper = Arc::new(Broken);
+    let dimm = Dimm::new(DimmConfig { keeper, ..dimm_config(Family::Intel, Some(vec![0; 1024])) }).unwrap();
+    let record = dimm.record();
+    assert_eq!(intel(&dimm, 10, &[1]), bytes("04000000"));
+    assert_eq!(intel(&dimm, 20, &[7; 64]), bytes("04000000"));
+    assert_eq!(dimm.record(), record);
     assert_eq!(intel(&dimm, 6, &bytes("00000000 01000000 FF")), bytes("04000000"));
     assert_eq!(
         label_write(Some(&dimm), &[&[0; 8][..], &[1, 0, 0, 0, 0, 0, 0, 0, 0xFF]].concat()),

@@ -4,6 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::record::Record;
+
 /// What was to be kept could not be.
 #[derive(Debug, Error)]
 #[error("The state of the DIMM could not be kept")]
@@ -18,6 +20,12 @@ pub trait Keeper: Send + Sync + fmt::Debug {
     /// # Errors
     /// If the change is not kept; the area is as it was before.
     fn labels(&self, offset: u64, bytes: &[u8]) -> Result<(), NotKept>;
+
+    /// Keeps everything else.
+    ///
+    /// # Errors
+    /// If the change is not kept; the record is the one before.
+    fn record(&self, record: &Record) -> Result<(), NotKept>;
 }
 
 /// Keeps nothing: the state lives as long as the [`Dimm`](super::Dimm).
@@ -26,6 +34,10 @@ pub struct Forgetful;
 
 impl Keeper for Forgetful {
     fn labels(&self, _offset: u64, _bytes: &[u8]) -> Result<(), NotKept> {
+        Ok(())
+    }
+
+    fn record(&self, _record: &Record) -> Result<(), NotKept> {
         Ok(())
     }
 }

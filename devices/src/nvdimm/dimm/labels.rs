@@ -21,6 +21,9 @@ pub(in super::super) enum LabelError {
     /// The bytes are not in the area, or more than [`TRANSFER`].
     #[error("The bytes are not in the label area or too many")]
     OutOfRange,
+    /// The DIMM is locked.
+    #[error("The label area is locked")]
+    Locked,
     /// The bytes could not be kept.
     #[error(transparent)]
     NotKept(#[from] NotKept),

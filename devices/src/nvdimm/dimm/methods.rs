@@ -47,6 +47,7 @@ pub(super) fn microsoft(request: &Request<'_>) -> Option<Vec<u8>> {
 fn code(error: &LabelError) -> u32 {
     match error {
         LabelError::OutOfRange => label_status::INVALID_INPUT,
+        LabelError::Locked => label_status::LOCKED,
         LabelError::NoArea | LabelError::NotKept(_) => label_status::FAILURE,
     }
 }

@@ -8,6 +8,9 @@ use super::super::Dimm;
 use super::super::labels::{LabelError, TRANSFER};
 use super::status;
 
+/// Extended status of function 4: the area is locked (`ND_CONFIG_LOCKED` in Linux).
+const SIZE_LOCKED: u32 = 1 << 16;
+
 /// Output of function 4.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -32,6 +35,7 @@ fn code(error: &LabelError) -> u32 {
     match error {
         LabelError::NoArea => status::NOT_SUPPORTED,
         LabelError::OutOfRange => status::INVALID_PARAMETER,
+        LabelError::Locked => status::INVALID_STATE,
         LabelError::NotKept(_) => status::HARDWARE_ERROR,
     }
 }
@@ -40,6 +44,7 @@ fn code(error: &LabelError) -> u32 {
 pub(super) fn size(dimm: &Dimm) -> Vec<u8> {
     let (status, size) = match dimm.label_size() {
         Ok(size) => (status::SUCCESS, size),
+        Err(LabelError::Locked) => (SIZE_LOCKED, 0),
         Err(error) => (code(&error), 0),
     };
     Size { status: status.into(), size: size.into(), transfer: TRANSFER.into() }.as_bytes().to_vec()
