@@ -10,7 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::fault::{Injector, Progress, TrapError, Traps, Turn};
 use crate::kvm::{Baton, Kick, RunError, Stopped, Vcpu, VcpuExitKind};
 use crate::memory::host_fault;
-use crate::x86::mca::McaState;
+use crate::x86::mca::{McaState, ShutdownCause};
 
 /// A pause that the guest's watchdogs could notice.
 const NOTICED_PAUSE: Duration = Duration::from_secs(1);
@@ -34,6 +34,8 @@ pub enum Message {
 pub enum CpuEnd {
     /// A triple fault.
     TripleFault,
+    /// A machine check that it could not take.
+    MachineCheck(ShutdownCause),
     /// KVM's emulator met something it does not know.
     InternalError {
         /// KVM_INTERNAL_ERROR_*.
@@ -219,7 +221,9 @@ impl Cpu {
             }
             VcpuExitKind::Fault { gpa } => return self.trap(gpa),
             VcpuExitKind::Interrupted | VcpuExitKind::Debug | VcpuExitKind::Halt => {}
-            VcpuExitKind::Shutdown => return Some(CpuEnd::TripleFault),
+            VcpuExitKind::Shutdown => {
+                return Some(self.mca.shut_down().map_or(CpuEnd::TripleFault, CpuEnd::MachineCheck));
+            }
             VcpuExitKind::InternalError { suberror } => {
                 let rip = self.vcpu.regs().map_or(0, |regs| regs.rip);
                 return Some(CpuEnd::InternalError { suberror, rip });

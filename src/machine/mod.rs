@@ -359,8 +359,13 @@ impl Machine {
 
     fn cpu_ended(&self, cpu: u32, end: CpuEnd) -> Cause {
         match end {
-            CpuEnd::TripleFault if self.panic.is_some() || self.console_log.panicked() => Cause::Panic,
+            CpuEnd::TripleFault | CpuEnd::MachineCheck(_)
+                if self.panic.is_some() || self.console_log.panicked() =>
+            {
+                Cause::Panic
+            }
             CpuEnd::TripleFault => Cause::TripleFault { vcpu: cpu },
+            CpuEnd::MachineCheck(why) => Cause::Shutdown { vcpu: cpu, why: why.to_string() },
             CpuEnd::InternalError { suberror, rip } => Cause::Failed(format!(
                 "KVM could not emulate an instruction of vCPU {cpu} at {rip:#x} (KVM_EXIT_INTERNAL_ERROR, suberror {suberror})"
             )),
@@ -480,6 +485,7 @@ impl Machine {
         match &cause {
             Cause::PowerOff => self.publish(Event::PoweredOff),
             Cause::Reset => self.publish(Event::Reset { cause: "guest".to_owned() }),
+            Cause::Shutdown { .. } => self.publish(Event::Reset { cause: "machine_check".to_owned() }),
             Cause::TripleFault { .. } => {
                 self.publish(Event::Reset { cause: "triple_fault".to_owned() });
             }

@@ -22,6 +22,13 @@ pub enum Cause {
         /// The vCPU.
         vcpu: u32,
     },
+    /// A machine check came to a processor that could not take it.
+    Shutdown {
+        /// The vCPU.
+        vcpu: u32,
+        /// Why it could not.
+        why: String,
+    },
     /// A request ended the machine.
     Quit,
     /// A signal ended the monitor.
@@ -47,6 +54,7 @@ impl fmt::Display for Cause {
             Self::Reset => f.write_str("reset"),
             Self::Panic => f.write_str("panic"),
             Self::TripleFault { vcpu } => write!(f, "triple_fault of vCPU {vcpu}"),
+            Self::Shutdown { vcpu, why } => write!(f, "shutdown of vCPU {vcpu}: {why}"),
             Self::Quit => f.write_str("quit"),
             Self::Signal { signal } => write!(f, "signal {signal}"),
             Self::Timeout => f.write_str("timeout"),

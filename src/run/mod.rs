@@ -362,7 +362,7 @@ fn power_off(client: &Client, handle: &Handle) {
 
 fn status(outcome: &Outcome, end: &CommandEnd) -> u8 {
     match &outcome.cause {
-        Cause::Panic | Cause::TripleFault { .. } => STATUS_PANIC,
+        Cause::Panic | Cause::TripleFault { .. } | Cause::Shutdown { .. } => STATUS_PANIC,
         Cause::Timeout | Cause::NoAgent => STATUS_TIMEOUT,
         Cause::Failed(_) => STATUS_FAILED,
         Cause::Signal { signal } => 128u8.wrapping_add(*signal as u8),
@@ -393,6 +393,10 @@ fn explain(outcome: &Outcome, end: &CommandEnd, console: &ConsoleLog, with_comma
         }
         Cause::Panic => {
             eprintln!("aconite: the guest kernel panicked");
+            tail();
+        }
+        Cause::Shutdown { vcpu, why } => {
+            eprintln!("aconite: vCPU {vcpu} shut down: {why}");
             tail();
         }
         Cause::TripleFault { vcpu } => {

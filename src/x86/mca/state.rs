@@ -86,6 +86,7 @@ pub struct McaState {
     mcg_ext_ctl: u64,
     hwcr: u64,
     banks: Vec<Bank>,
+    shut_down: Option<ShutdownCause>,
 }
 
 /// A register of a bank.
@@ -124,7 +125,15 @@ impl McaState {
     /// The registers as firmware leaves them: everything enabled, nothing logged.
     pub fn new(config: McaConfig) -> Self {
         let banks = (0..usize::from(config.banks())).map(|index| Bank::new(&config, index)).collect();
-        Self { config, mcg_status: 0, mcg_ctl: u64::MAX, mcg_ext_ctl: 0, hwcr: TSC_FREQUENCY_SELECT, banks }
+        Self {
+            config,
+            mcg_status: 0,
+            mcg_ctl: u64::MAX,
+            mcg_ext_ctl: 0,
+            hwcr: TSC_FREQUENCY_SELECT,
+            banks,
+            shut_down: None,
+        }
     }
 
     /// What the architecture is able to do.
@@ -308,14 +317,25 @@ impl McaState {
 
     /// What a machine check does to this vCPU; if it can be taken, MCG_STATUS says so.
     fn interrupt(&mut self, mcg_status: u64, cr4: u64) -> Consequence {
-        if self.in_progress() {
-            Consequence::Shutdown(ShutdownCause::InProgress)
+        self.shut_down = if self.in_progress() {
+            Some(ShutdownCause::InProgress)
         } else if cr4 & CR4_MCE == 0 {
-            Consequence::Shutdown(ShutdownCause::NotEnabled)
+            Some(ShutdownCause::NotEnabled)
         } else {
-            self.mcg_status = mcg_status | MCG_MCIP;
-            Consequence::MachineCheck
+            None
+        };
+        match self.shut_down {
+            Some(cause) => Consequence::Shutdown(cause),
+            None => {
+                self.mcg_status = mcg_status | MCG_MCIP;
+                Consequence::MachineCheck
+            }
         }
+    }
+
+    /// Why a machine check has shut this vCPU down, if one has.
+    pub fn shut_down(&self) -> Option<ShutdownCause> {
+        self.shut_down
     }
 
     /// Whether the guest wants to hear of errors in a bank.
