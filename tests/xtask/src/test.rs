@@ -14,6 +14,10 @@ const END_TO_END: &str = "aconite-tests";
 /// Kernels that tests boot beside the default one.
 const KERNELS: [&str; 2] = ["6.1", "7.x"];
 
+/// The suites that are about memory errors.
+const ERRORS: [&str; 8] =
+    ["outcomes::", "ram::", "mapped::", "apei::", "einj::", "erst::", "dma::", "host_poison::"];
+
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.
 const GUESTS: &str = "2";
@@ -57,7 +61,7 @@ impl Suite {
             Self::Clocks => ("e2e", &["clocks::"]),
             Self::Einj => ("e2e", &["einj::"]),
             Self::Erst => ("e2e", &["erst::"]),
-            Self::Errors => ("e2e", &["outcomes::", "ram::", "mapped::", "einj::"]),
+            Self::Errors => ("e2e", &ERRORS),
             Self::Mapped => ("e2e", &["mapped::"]),
             Self::Removal => ("e2e", &["removal::"]),
             Self::Api => ("e2e", &["api::"]),
