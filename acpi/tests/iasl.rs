@@ -309,7 +309,8 @@ fn data_tables_compile_back_to_themselves() {
 #[test]
 fn dsdt_compiles_without_a_word() {
     each_machine(|_, decoded| {
-        let arguments = ["-p", "again", "DSDT.dsl"];
+        // It does not know the UUID of error handling's _OSC (`apei_osc_setup` in drivers/acpi/apei/apei-base.c).
+        let arguments = ["-vw", "2184", "-p", "again", "DSDT.dsl"];
         let (ok, text) = run(program("iasl", "ACONITE_IASL"), decoded.directory.path(), &arguments);
         assert!(ok && text.contains("0 Errors, 0 Warnings, 0 Remarks"), "{text}");
     });
