@@ -41,10 +41,10 @@ impl Traps {
         if let Some(line) = poison {
             let line = line & !(LINE - 1);
             let signals = mca.signals(&MachineError::line(ErrorClass::Load, line));
-            if signals {
-                give_up(vcpu, progress.take_step())?;
-            }
             let touch = Touch::of(vcpu, &self.space, self.physical_bits, &self.xsave)?;
+            if signals {
+                give_up(vcpu, progress.take_step(), &touch)?;
+            }
             let first = gpa.max(line);
             let consumed = Consumed {
                 line,
@@ -115,10 +115,13 @@ fn linear_of(touch: &Touch, gpa: u64) -> Option<u64> {
 
 /// Takes back an instruction that KVM's emulator is in the middle of: the vCPU stands at it as after the last complete
 /// iteration. What the emulator still asks for goes nowhere.
-fn give_up(vcpu: &mut Vcpu, step: Option<Box<Step>>) -> Result<(), TrapError> {
+fn give_up(vcpu: &mut Vcpu, step: Option<Box<Step>>, touch: &Touch) -> Result<(), TrapError> {
     let regs = vcpu.regs()?;
-    // No iteration is left, so a repeated instruction ends at once.
-    vcpu.set_regs(&kvm_bindings::kvm_regs { rcx: 0, ..regs })?;
+    if touch.running().is_some_and(|operands| operands.repeat.is_some()) {
+        // The iteration at hand is the last one. It must run: what was asked for would else be taken for the answer
+        // to the next read of the emulator (mmio_read_completed, read_prepare in arch/x86/kvm/x86.c).
+        vcpu.set_regs(&kvm_bindings::kvm_regs { rcx: 1, ..regs })?;
+    }
     let mut asked = vcpu.mmio_data();
     for _ in 0..MOST_EXITS {
         asked.fill(0);

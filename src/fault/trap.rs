@@ -17,7 +17,7 @@ use super::touch::{Pages, Touch, direction};
 use crate::command::{Direction, Event, EventBus, MceOrigin, TrapDecision};
 use crate::kvm::{Baton, KvmError, RunError, Stopped, Vcpu, VcpuExitKind};
 use crate::memory::{AddressSpace, MapError, PAGE_SIZE};
-use crate::x86::bulk::bulk;
+use crate::x86::bulk::{RFLAGS_RF, bulk};
 use crate::x86::decide::{Consumed, Hit, intersects};
 use crate::x86::mca::{ErrorClass, MachineError, McaState};
 use crate::x86::operands::AccessKind;
@@ -277,6 +277,7 @@ impl Traps {
         }
         let mut regs = touch.state.regs;
         regs.rip = operands.next_rip();
+        regs.rflags &= !RFLAGS_RF;
         vcpu.set_regs(&regs)?;
         Ok(true)
     }

@@ -13,6 +13,8 @@ use super::walk::PhysRead;
 
 /// RFLAGS.TF: the guest steps itself, and each iteration traps.
 const RFLAGS_TF: u64 = 1 << 8;
+/// RFLAGS.RF: breakpoints on the instruction have been met.
+pub const RFLAGS_RF: u64 = 1 << 16;
 const PAGE: u64 = 4096;
 
 /// Iterations of REP MOVS or REP STOS, all within one page of each operand.
@@ -51,6 +53,8 @@ impl Bulk {
         }
         if regs.rcx & mask(size) == 0 {
             regs.rip = next_rip;
+            // Set where a step ended between two iterations; the end of an instruction clears it.
+            regs.rflags &= !RFLAGS_RF;
         }
     }
 }

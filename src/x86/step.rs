@@ -107,7 +107,9 @@ pub fn plan_step(
             let sysret = operands.is_sysret();
             let target = if sysret { state.regs.rcx } else { state.regs.rdx };
             let trap_flag = if sysret { state.regs.r11 & RFLAGS_TF != 0 } else { own };
-            StepPlan { method: StepMethod::BreakAt { target }, trap_flag, ..trap }
+            // Unlike IRET, SYSRET traps at once where it loads TF (`do_syscall_64` in arch/x86/entry).
+            let owed = if sysret { trap_flag.then_some(DR6_BS) } else { trap.owed };
+            StepPlan { method: StepMethod::BreakAt { target }, trap_flag, owed, ..trap }
         }
         // KVM intercepts the exception of INT1 while it steps, and the guest gets it afterwards.
         StepHazard::SoftwareInterrupt if operands.is_int1() => StepPlan { owed: Some(0), ..trap },

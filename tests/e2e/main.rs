@@ -16,6 +16,7 @@ mod host_poison;
 mod hostile;
 mod input;
 mod mapped;
+mod matrix;
 mod mce;
 mod nvdimm;
 mod outcomes;

@@ -6,6 +6,8 @@ use std::process::Command;
 
 /// Environment variable with the path of the program.
 pub const PROGRAM: &str = "ACONITE_BIN";
+/// Environment variable with the path of the program of the bare guests.
+pub const MATRIX: &str = "ACONITE_MATRIX";
 /// Environment variable with the directory of kernels and guest programs.
 pub const MATERIAL: &str = "ACONITE_MATERIAL";
 /// Environment variable with the kernel of the tests that are not about a certain one.
@@ -34,6 +36,14 @@ pub fn aconite_path() -> PathBuf {
 /// The program is not there.
 pub fn aconite() -> Command {
     Command::new(aconite_path())
+}
+
+/// A command that starts the program of the bare guests.
+///
+/// # Panics
+/// It is not named.
+pub fn matrix() -> Command {
+    Command::new(required(MATRIX))
 }
 
 /// The directory of kernels and guest programs.

@@ -140,6 +140,10 @@ impl<M: PhysRead> Context<'_, M> {
             self.segmented(AccessKind::Probe, operand.0, operand.1, count as u32);
         }
         self.enabled_runs(kind, operand, size as u64, &enabled);
+        if size > 1 && enabled.contains(&false) {
+            // Some processors reach for the page of a disabled element all the same, without a fault of their own.
+            self.segmented(AccessKind::Prefetch, operand.0, operand.1, (size * count) as u32);
+        }
         Ok(Some(true))
     }
 

@@ -11,12 +11,16 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 /// The package of the tests that boot machines.
 const END_TO_END: &str = "aconite-tests";
 
+/// The package of the program, and the one of the bare guests.
+const PROGRAM: &str = "aconite";
+const MATRIX: &str = "aconite-matrix";
+
 /// Kernels that tests boot beside the default one.
 const KERNELS: [&str; 2] = ["6.1", "7.x"];
 
 /// The suites that are about memory errors.
-const ERRORS: [&str; 8] =
-    ["outcomes::", "ram::", "mapped::", "apei::", "einj::", "erst::", "dma::", "host_poison::"];
+const ERRORS: [&str; 9] =
+    ["matrix::", "outcomes::", "ram::", "mapped::", "apei::", "einj::", "erst::", "dma::", "host_poison::"];
 
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.
@@ -35,6 +39,8 @@ enum Suite {
     Erst,
     /// Memory errors: what kernels make of them, as a table
     Errors,
+    /// Bare guests: every kind of instruction against poisoned and clean lines
+    Matrix,
     /// A mapped file: signals, repair, accesses after a removal
     Mapped,
     /// Memory that goes away and comes back
@@ -62,6 +68,7 @@ impl Suite {
             Self::Einj => ("e2e", &["einj::"]),
             Self::Erst => ("e2e", &["erst::"]),
             Self::Errors => ("e2e", &ERRORS),
+            Self::Matrix => ("e2e", &["matrix::"]),
             Self::Mapped => ("e2e", &["mapped::"]),
             Self::Removal => ("e2e", &["removal::"]),
             Self::Api => ("e2e", &["api::"]),
@@ -108,11 +115,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         fetch::run_with(&KERNELS)?;
     }
 
-    let program = build_program()?;
+    let program = build(PROGRAM, &["--release"])?;
+    // Its guests are a few instructions: what the compiler does not optimise costs nothing.
+    let matrix = build(MATRIX, &[])?;
     let end_to_end = || {
         let mut test = cargo();
         test.args(["test", "--package", END_TO_END])
             .env("ACONITE_BIN", &program)
+            .env("ACONITE_MATRIX", &matrix)
             .env("ACONITE_KERNEL", &arguments.kernel);
         if std::env::var_os("RUST_TEST_THREADS").is_none() {
             test.env("RUST_TEST_THREADS", GUESTS);
@@ -179,23 +189,24 @@ impl Reports {
     }
 }
 
-/// Builds the program as users have it, and returns its path as cargo tells it.
-fn build_program() -> Result<PathBuf> {
+/// Builds the program of `package`, and returns its path as cargo tells it.
+fn build(package: &str, options: &[&str]) -> Result<PathBuf> {
     let output = cargo()
-        .args(["build", "--release", "--package", "aconite", "--message-format", "json-render-diagnostics"])
+        .args(["build", "--package", package, "--message-format", "json-render-diagnostics"])
+        .args(options)
         .stderr(Stdio::inherit())
         .output()
         .context("Cannot start cargo")?;
     if !output.status.success() {
-        bail!("The program cannot be built: see above");
+        bail!("{package} cannot be built: see above");
     }
     let messages = String::from_utf8_lossy(&output.stdout);
     let executable = messages.lines().rev().find_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let named = message["target"]["name"] == "aconite";
+        let named = message["target"]["name"] == package;
         message["executable"].as_str().filter(|_| named).map(PathBuf::from)
     });
-    executable.context("Cargo built the program, but did not say where it is")
+    executable.with_context(|| format!("Cargo built {package}, but did not say where it is"))
 }
 
 fn cargo() -> Command {
