@@ -232,7 +232,7 @@ mod tests {
     fn no_storm_makes_the_queue_longer_than_the_events_there_are() {
         let (mut platform, _) = platform();
         for _ in 0..3 {
-            for index in 0..3 * MAX_UNITS {
+            for index in 0..=3 * MAX_UNITS {
                 for code in [0, 1, 3, 0x80, 0x81] {
                     let target = EventTarget::from_index(index).unwrap();
                     platform.push(FirmwareEvent { target, code });
