@@ -1,6 +1,7 @@
 //! What stock ndctl makes of the firmware of NVDIMMs, and what of it outlives the machine.
 
 use std::fs;
+use std::time::Duration;
 
 use aconite_tests::machine::PMEM;
 use aconite_tests::{Machine, Run};
@@ -68,6 +69,41 @@ fn namespaces_survive_in_labels() {
     assert_eq!(refused.code(), Some(125), "{}", refused.stderr);
     assert!(refused.stderr.contains(side.to_str().unwrap()), "{}", refused.stderr);
     assert_eq!(fs::read(&side).unwrap().len(), cut.len() - 1);
+}
+
+/// Errors that the guest and the API injected are there after the monitor was killed, are known before anyone reads
+/// them, and go once they are cleared; so is the health that was injected.
+#[test]
+fn poison_and_health_survive_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p0.img");
+    let pmem = format!("file={},size=512M,id=p0", file.display());
+    let machine = || Run::new().size(2, "1G").pmem(&pmem).tools(&["ndctl"]);
+    let mut guest = machine().shell();
+    guest.until_ok("test -b /dev/pmem0", PMEM);
+    let injected = json(&guest.ok("ndctl inject-error -B 12 -n 8 namespace0.0"));
+    assert_eq!(injected["badblocks"][0]["offset"], 12, "{injected}");
+    assert_eq!(injected["badblocks"][0]["dimms"][0], "nmem0", "{injected}");
+    guest.ctl(&["poison", "add", "p0", "0x10000+64"]);
+    let health = json(&guest.ok("ndctl inject-smart -m 45 -s 4 nmem0"));
+    assert_eq!(health[0]["health"]["alarm_spares"], true, "{health}");
+    guest.signal("KILL");
+    guest.wait(Duration::from_secs(30));
+
+    let mut guest = machine().shell();
+    guest.until_ok("test \"$(cat /sys/block/pmem0/badblocks | tr '\\n' ' ')\" = '12 8 128 1 '", PMEM);
+    let read = |guest: &mut Machine| {
+        guest.sh("dd if=/dev/pmem0 of=/dev/null bs=512 skip=12 count=1 iflag=direct").status
+    };
+    assert_ne!(read(&mut guest), 0, "a bad sector is not read");
+    let health = json(&guest.ok("ndctl list -DH"));
+    assert_eq!(health[0]["health"]["temperature_celsius"], 45.0, "{health}");
+    assert_eq!(health[0]["health"]["spares_percentage"], 4, "{health}");
+    guest.ok("ndctl clear-errors namespace0.0");
+    guest.until_ok("test -b /dev/pmem0 && test -z \"$(cat /sys/block/pmem0/badblocks)\"", PMEM);
+    assert_eq!(read(&mut guest), 0);
+    assert_eq!(guest.device("p0")["poisoned"], 0);
+    guest.finish("exit 0").assert_ended(0, "power_off");
 }
 
 /// The region of this size.
