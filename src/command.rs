@@ -23,7 +23,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::bus::{EventBus, HISTORY, Next, Subscription};
-pub use self::cper::{CperAccepted, CperCommon, CperNotify, CperRequest, CperSection, CperSeverity};
+pub use self::cper::{
+    CperAccepted, CperCommon, CperNotify, CperRequest, CperSection, CperSeverity, timestamp,
+};
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
 pub use self::injection::{InjectionSeverity, InjectionStep};

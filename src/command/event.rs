@@ -254,6 +254,11 @@ pub enum Event {
         /// Why it could not be taken.
         cause: String,
     },
+    /// The guest finds errors of the previous boot in its boot error region (BERT). They are shown this once.
+    BootErrorsShown {
+        /// Number of records.
+        records: usize,
+    },
     /// An error record was taken to be put before the guest.
     CperQueued {
         /// Its number.

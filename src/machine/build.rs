@@ -26,6 +26,7 @@ use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
+use super::boot_errors::{BootErrors, BootErrorsError};
 use super::console::ConsoleSink;
 use super::dma::DevicePoison;
 use super::errors::Errors;
@@ -101,6 +102,9 @@ pub enum BuildError {
     /// The kernel.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// Errors of the previous boot.
+    #[error(transparent)]
+    BootErrors(#[from] BootErrorsError),
     /// Status blocks of error sources.
     #[error("Cannot write the status blocks of error sources into guest memory")]
     ErrorSources(#[from] DmaError),
@@ -241,6 +245,8 @@ pub struct Built {
     pub memory: MemoryDevices,
     /// Error sources of the firmware.
     pub errors: Errors,
+    /// Errors of the previous boot, and for the next one.
+    pub boot_errors: Arc<BootErrors>,
     /// What carries out the errors that the guest injects.
     pub injections: Injections,
     /// Memslots of RAM; they only have to live.
@@ -327,10 +333,12 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
 
     let dma = Dma::new(space.dma(), Arc::new(DevicePoison::new(space.clone(), spec.events.clone())));
     let erst = records::store(dma.named("erst"), spec.state.as_ref())?;
+    let boot_errors = Arc::new(BootErrors::show(spec.state.clone(), &dma.named("bert"))?);
     let mut wired = Devices::new(&vm, config, &plan, dma, units, spec.console)?;
     wired.mmio.insert("erst", fixed::ERST_REGISTERS, Erst::SIZE, Arc::new(Mutex::new(erst)))?;
 
-    let errors = Errors::new(wired.errors, wired.platform.clone(), vm.msi(), spec.events.clone());
+    let errors =
+        Errors::new(wired.errors, wired.platform.clone(), vm.msi(), spec.events.clone(), boot_errors.clone());
 
     let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
     let tables = Tables::build(&plan.description(config, &memory_plan))?;
@@ -386,6 +394,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         console: wired.console,
         memory: devices,
         errors,
+        boot_errors,
         injections,
         _ram_slots: ram_slots,
         counts,

@@ -101,15 +101,15 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Runs until the machine stops.
-    pub fn run(mut self) {
+    /// Runs until the machine stops; its machine-check registers are what is left of it.
+    pub fn run(mut self) -> (u32, McaState) {
         let id = self.vcpu.id() as usize;
         match self.vcpu.on_this_thread() {
             Ok(kick) => self.baton.set_kick(id, Some(kick)),
             Err(error) => {
                 let end = CpuEnd::Run(RunError::Thread { cpu: self.vcpu.id(), source: error });
                 self.end(end);
-                return;
+                return (self.vcpu.id(), self.mca);
             }
         }
         while let Ok(waited) = self.baton.enter(id) {
@@ -135,6 +135,7 @@ impl Cpu {
         }
         self.baton.set_kick(id, None);
         Kick::forget_this_thread();
+        (self.vcpu.id(), self.mca)
     }
 
     /// Runs the guest; before that, delivers what waits for this vCPU at the next boundary of instructions.

@@ -10,7 +10,8 @@ use aconite_devices::ghes::{ErrorSources, Happened, SubmitError};
 use aconite_devices::irq::MsiSink;
 use aconite_devices::platform::Platform;
 
-use crate::command::{CperAccepted, CperRequest, Error, ErrorCode, Event, EventBus};
+use super::boot_errors::BootErrors;
+use crate::command::{CperAccepted, CperRequest, CperSeverity, Error, ErrorCode, Event, EventBus};
 
 /// The message that is an NMI for the first vCPU: physical destination 0, delivery mode NMI (Intel SDM 3A, 11.11).
 const NMI: (u64, u32) = (0xFEE0_0000, 0x400);
@@ -21,6 +22,7 @@ pub struct Errors {
     platform: Arc<Mutex<Platform>>,
     msi: Arc<dyn MsiSink>,
     events: EventBus,
+    boot_errors: Arc<BootErrors>,
 }
 
 impl Errors {
@@ -30,11 +32,12 @@ impl Errors {
         platform: Arc<Mutex<Platform>>,
         msi: Arc<dyn MsiSink>,
         events: EventBus,
+        boot_errors: Arc<BootErrors>,
     ) -> Self {
-        Self { sources, platform, msi, events }
+        Self { sources, platform, msi, events, boot_errors }
     }
 
-    /// Takes a record, and puts it before the guest if no other one is.
+    /// Takes a record, and puts it before the guest if no other one is. A fatal one is kept for the next boot first.
     ///
     /// # Errors
     /// [`ErrorCode::BadParameter`] for a value without a place, [`ErrorCode::QueueFull`] for a guest that takes
@@ -42,12 +45,16 @@ impl Errors {
     pub fn submit(&self, request: &CperRequest) -> Result<CperAccepted, Error> {
         let block = request.status_block(SystemTime::now())?;
         let source = request.source();
+        let fatal = (request.common.severity == CperSeverity::Fatal).then(|| block.clone());
         let accepted = {
             let mut sources = lock(&self.sources);
             let ahead = sources.waiting(source) + usize::from(sources.outstanding(source).is_some());
             let record = sources.submit(source, block).map_err(|error| refused(&error))?;
             CperAccepted { record, source: source.name().to_owned(), ahead }
         };
+        if let Some(block) = fatal {
+            self.boot_errors.keep(&block);
+        }
         self.events.publish(Event::CperQueued {
             record: accepted.record,
             source: accepted.source.clone(),

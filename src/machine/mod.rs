@@ -4,6 +4,7 @@
 //! vCPU threads send what a device access leaves to do; the API and the command line send commands.
 
 mod agent_port;
+mod boot_errors;
 mod build;
 mod console;
 mod cpu;
@@ -25,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use aconite_devices::bus::{Effect, Effects, lock};
 use aconite_devices::platform::Platform;
@@ -51,6 +52,7 @@ use crate::config;
 use crate::fault::Progress;
 use crate::kvm::{Held, Stopped};
 use crate::memory::host_fault;
+use crate::x86::mca::McaState;
 
 /// How often firmware events that the guest has not fetched are announced again: an edge is lost while the
 /// guest has the interrupt masked.
@@ -151,7 +153,7 @@ pub struct Machine {
     messages: Receiver<Message>,
     mailbox: Mailbox,
     agent: Option<AgentPort>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<(u32, McaState)>>,
     /// The baton, while the machine is paused.
     paused: Option<Held>,
     state: MachineState,
@@ -215,6 +217,11 @@ impl Machine {
         self.start_vcpus()?;
         self.state = MachineState::Running;
         self.events.publish(Event::MachineStarted { vcpus: self.config.cpus });
+        let records = self.built.boot_errors.shown();
+        if records > 0 {
+            self.events.publish(Event::BootErrorsShown { records });
+            self.built.boot_errors.forget();
+        }
 
         let mut ready = [EpollEvent::default(); 4];
         let cause = loop {
@@ -475,10 +482,15 @@ impl Machine {
     /// Stops everything and sums up.
     fn stop(mut self, cause: Cause, ran: Duration) -> Outcome {
         self.built.baton.stop();
+        let mut left = Vec::new();
         for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a vCPU thread panicked");
+            match thread.join() {
+                Ok(registers) => left.push(registers),
+                Err(_) => tracing::error!("a vCPU thread panicked"),
             }
+        }
+        if cause != Cause::PowerOff {
+            self.built.boot_errors.keep_machine_checks(&left, SystemTime::now());
         }
         self.state = MachineState::Stopped;
         self.paused = None;

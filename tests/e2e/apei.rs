@@ -1,5 +1,7 @@
 //! Errors told by firmware: records of every kind, what Linux makes of them, and what it acts on.
 
+use aconite_agent::workload::{BUS_MCEERR_AO, Reply, Request, SIGBUS, Source};
+use aconite_tests::workload::Workload;
 use aconite_tests::{Machine, Run};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -41,9 +43,6 @@ fn logged(guest: &mut Machine, lines: &[&str]) {
 fn hardware_corrupted(guest: &mut Machine, kib: u64) {
     guest.until_ok(&format!("grep -q 'HardwareCorrupted: *{kib} kB' /proc/meminfo"), PATIENCE);
 }
-
-/// A page of RAM that nobody uses, and how Linux prints its number.
-const FREE_PAGE: u64 = 0x1800_0000;
 
 /// Each kind of section, as `cper_estatus_print_section` prints it.
 fn every_section(guest: &mut Machine) {
@@ -93,35 +92,53 @@ fn every_section(guest: &mut Machine) {
     );
 }
 
-/// What Linux does about a page whose error firmware could not correct, or corrects too often.
-fn pages_out_of_use(guest: &mut Machine) {
-    let accepted = cper(guest, &format!("memory --severity recoverable --address {FREE_PAGE:#x}"));
-    assert_eq!(accepted["source"], "uncorrected");
-    let page = FREE_PAGE >> 12;
-    logged(
-        guest,
-        &[
-            "Hardware error from APEI Generic Hardware Error Source: 1",
-            &format!("Memory failure: {page:#x}: recovery action for free buddy page: Recovered"),
-        ],
-    );
-    hardware_corrupted(guest, 4);
+/// A page of the workload's memory, as number and as address.
+#[track_caller]
+fn page(workload: &mut Workload, guest: &mut Machine, offset: u64) -> u64 {
+    match workload.ask(guest, &Request::Physical(offset)) {
+        Reply::At(gpa) => gpa,
+        other => panic!("{other}"),
+    }
+}
 
-    let nmi = FREE_PAGE + 0x1000;
-    cper(guest, &format!("memory --severity recoverable --notify nmi --address {nmi:#x}"));
-    logged(
-        guest,
-        &[
-            "Hardware error from APEI Generic Hardware Error Source: 2",
-            &format!("Memory failure: {:#x}: recovery action for free buddy page: Recovered", page + 1),
-        ],
-    );
+/// What Linux does about pages of a process whose errors firmware could not correct, or corrects too often. Nothing is
+/// poisoned: all of it is done for the sake of the records.
+fn pages_out_of_use(guest: &mut Machine) {
+    const LENGTH: u64 = 0x10000;
+    let mut workload = Workload::start(guest, 0);
+    let Reply::At(mapping) = workload.ask(guest, &Request::Map(Source::Anonymous(LENGTH))) else {
+        panic!("no mapping")
+    };
+    let recovered = |gpa: u64| format!("Memory failure: {:#x}: recovery action for", gpa >> 12);
+
+    // A process that did not ask to be told finds out when it loads the page.
+    let gpa = page(&mut workload, guest, 0x1000);
+    let accepted = cper(guest, &format!("memory --severity recoverable --address {gpa:#x}"));
+    assert_eq!(accepted["source"], "uncorrected");
+    logged(guest, &["Hardware error from APEI Generic Hardware Error Source: 1", &recovered(gpa)]);
+    hardware_corrupted(guest, 4);
+    assert_eq!(workload.ask(guest, &Request::Notice), Reply::Done, "nothing was consumed");
+    let Reply::Signal(signal) = workload.ask(guest, &Request::Load(0x1008)) else { panic!("no signal") };
+    assert!(signal.is_poison_at(mapping + 0x1008), "{signal}");
+
+    // By NMI, and to a process that asked to be told.
+    assert_eq!(workload.ask(guest, &Request::Early(true)), Reply::Done);
+    let gpa = page(&mut workload, guest, 0x3000);
+    cper(guest, &format!("memory --severity recoverable --notify nmi --address {:#x}", gpa + 0x40));
+    logged(guest, &["Hardware error from APEI Generic Hardware Error Source: 2", &recovered(gpa)]);
     hardware_corrupted(guest, 8);
     assert_ne!(guest.ok("awk '/NMI:/ {print $2}' /proc/interrupts"), "0");
+    let Reply::Signal(signal) = workload.ask(guest, &Request::Notice) else { panic!("no signal") };
+    assert_eq!((signal.number, signal.code, signal.lsb), (SIGBUS, BUS_MCEERR_AO, 12), "{signal}");
+    assert_eq!(signal.address >> 12, (mapping + 0x3000) >> 12, "{signal}");
 
-    let worn = FREE_PAGE + 0x2000;
-    cper(guest, &format!("memory --flag threshold-exceeded --address {worn:#x}"));
+    // Corrected too often: the content moves to another page, and the process goes on.
+    let gpa = page(&mut workload, guest, 0x5000);
+    cper(guest, &format!("memory --flag threshold-exceeded --address {gpa:#x}"));
     hardware_corrupted(guest, 12);
+    assert_ne!(page(&mut workload, guest, 0x5000), gpa);
+    let same = workload.ask(guest, &Request::Scan(0x5000, 0x1000));
+    assert_eq!(same, Reply::Compared { good: 0x1000 / 8, bad: 0 });
     guest.ok("dmesg -c > /dev/null; sleep 3");
 }
 
@@ -151,12 +168,52 @@ fn records_are_taken_and_acted_on() {
     guest.finish("exit 0").assert_ended(0, "power_off");
 }
 
+/// The lines about the previous boot.
+#[track_caller]
+fn previous_boot(guest: &mut Machine) -> String {
+    guest.ok("dmesg | sed -n '/BERT: Error records from previous boot/,/^$/p' | head -40")
+}
+
 #[test]
-fn a_fatal_record_ends_the_kernel() {
-    let mut guest = guest(None);
-    guest.ok("echo 1 > /proc/sys/kernel/panic");
-    guest.ctl(&["cper", "memory", "--severity", "fatal", "--address", "0x10000000"]);
+fn what_ended_a_boot_is_told_to_the_next_one_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let boot = || Run::new().size(2, "512M").args(["--state".as_ref(), state.as_os_str()]).shell();
+
+    // Firmware's own record ends the kernel, at once.
+    let mut guest = boot();
+    assert_eq!(previous_boot(&mut guest), "");
+    let accepted = guest.ctl(&["cper", "memory", "--severity", "fatal", "--address", "0x10000000"]);
+    assert_eq!(accepted["source"], "nmi");
     let ended = guest.wait(Duration::from_secs(60));
     ended.assert_ended(255, "panic");
-    assert!(ended.stderr.contains("Kernel panic - not syncing: Fatal hardware error!"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("Fatal hardware error"), "{}", ended.stderr);
+
+    // So does a machine check; the kernel leaves it in its bank.
+    let mut guest = boot();
+    let shown = guest.event(0, "boot_errors_shown", |_| true);
+    assert_eq!(shown["records"], 1);
+    let lines = previous_boot(&mut guest);
+    for line in ["event severity: fatal", "section_type: memory error", "0x0000000010000000"] {
+        assert!(lines.contains(line), "{lines}");
+    }
+    let line = ["mce", "--vcpu", "1", "--class", "fatal", "--address", "0x12345640"];
+    guest.ctl(&line);
+    let ended = guest.wait(Duration::from_secs(60));
+    ended.assert_ended(255, "panic");
+
+    let mut guest = boot();
+    let lines = previous_boot(&mut guest);
+    for line in
+        ["event severity: fatal", "0x0000000012345640", "Local APIC_ID: 0x1", "IA32/X64 processor error"]
+    {
+        assert!(lines.contains(line), "{lines}");
+    }
+    assert!(!lines.contains("0x0000000010000000"), "{lines}");
+    guest.signal("KILL");
+    drop(guest);
+
+    let mut guest = boot();
+    assert_eq!(previous_boot(&mut guest), "", "it was shown");
+    guest.finish("exit 0").assert_ended(0, "power_off");
 }

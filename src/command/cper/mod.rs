@@ -255,7 +255,8 @@ fn fru_text(text: &str) -> Result<FruText, Error> {
     })
 }
 
-fn timestamp(now: SystemTime) -> Timestamp {
+/// The time of an error, as records carry it.
+pub fn timestamp(now: SystemTime) -> Timestamp {
     let civil = Civil::utc(now);
     // All are in range: a month is at most 12, and the clock is far from the year 10000.
     Timestamp {

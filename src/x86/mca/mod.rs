@@ -15,7 +15,7 @@ use super::cpuid::Vendor;
 
 pub use bank::status;
 pub use error::{BankRecord, ErrorClass, MachineError, Reach};
-pub use state::{Consequence, GeneralProtection, McaState, Raised, ShutdownCause};
+pub use state::{Consequence, GeneralProtection, Logged, McaState, Raised, ShutdownCause};
 
 /// IA32_MCG_CAP: what there is.
 pub const MCG_CAP: u32 = 0x179;

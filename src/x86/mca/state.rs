@@ -62,6 +62,25 @@ pub struct Raised {
     pub mcg_status: u64,
 }
 
+/// What a bank holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Logged {
+    /// Bank number.
+    pub bank: u8,
+    /// MCi_STATUS, with VAL set.
+    pub status: u64,
+    /// MCi_ADDR.
+    pub address: u64,
+    /// MCi_MISC.
+    pub misc: u64,
+    /// MCA_CONFIG; 0 but on scalable MCA.
+    pub config: u64,
+    /// MCA_IPID; 0 but on scalable MCA.
+    pub ipid: u64,
+    /// MCA_SYND; 0 but on scalable MCA.
+    pub synd: u64,
+}
+
 /// HWCR bit 18: software may write error status.
 const MC_STATUS_WRITE_ENABLE: u64 = 1 << 18;
 /// HWCR bit 24: the time-stamp counter runs at the P0 frequency. Linux complains of the firmware when it is clear.
@@ -139,6 +158,20 @@ impl McaState {
     /// What the architecture is able to do.
     pub fn config(&self) -> &McaConfig {
         &self.config
+    }
+
+    /// The errors that software has not cleared.
+    pub fn logged(&self) -> impl Iterator<Item = Logged> {
+        let valid = (0..).zip(&self.banks).filter(|(_, bank)| bank.status & VAL != 0);
+        valid.map(|(index, bank)| Logged {
+            bank: index,
+            status: bank.status,
+            address: bank.addr,
+            misc: bank.misc,
+            config: bank.config,
+            ipid: bank.ipid,
+            synd: bank.synd,
+        })
     }
 
     /// A warm reset: what the banks have logged is kept for the next boot, as hardware does.
