@@ -36,6 +36,7 @@ pub use self::reply::{
     PoisonCleared, PoisonState, Reply,
 };
 use crate::config::{Channel, Pmem};
+pub use crate::memory::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress};
 use crate::units::ByteRange;
 
 /// A request to a machine.
@@ -61,6 +62,13 @@ pub enum Command {
     PoisonList {
         /// The device's id.
         device: String,
+    },
+    /// What poison of a device does to processors, changed before as asked. Answers [`Reply::PoisonPolicy`].
+    PoisonPolicy {
+        /// The device's id.
+        device: String,
+        /// What to change.
+        change: PolicyChange,
     },
     /// Replaces bad media by good: poison goes, without a word to the guest. Answers [`Reply::PoisonCleared`].
     PoisonClear {
@@ -165,6 +173,7 @@ impl Command {
             Self::ShowMemory { .. } => "memory show",
             Self::PoisonAdd { .. } => "poison add",
             Self::PoisonList { .. } => "poison list",
+            Self::PoisonPolicy { .. } => "poison policy",
             Self::PoisonClear { .. } => "poison clear",
             Self::Notify { .. } => "notify",
             Self::RaiseMce { .. } => "mce",
@@ -192,6 +201,7 @@ impl Command {
             | Self::ListMemory
             | Self::ShowMemory { .. }
             | Self::PoisonList { .. }
+            | Self::PoisonPolicy { .. }
             | Self::ShowOperation { .. }
             | Self::Quit => (&[Starting, Running, Paused, Stopped], ""),
             Self::PoisonAdd { .. } | Self::PoisonClear { .. } => {

@@ -8,7 +8,7 @@ use super::Executor;
 use crate::command::{
     ClearedBy, Command, CperAccepted, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState,
     MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
-    PoisonState, RemoveMode, Reply, round_ranges,
+    PoisonPolicy, PoisonState, RemoveMode, Reply, round_ranges,
 };
 use crate::config::{Channel, PmemSource, Via};
 use crate::units::{ByteRange, GIB};
@@ -144,6 +144,10 @@ impl Executor for FakeMachine {
                     granularity: GRANULARITY,
                     bytes: found.poisoned,
                 })
+            }
+            Command::PoisonPolicy { device, change } => {
+                state.find(&device)?;
+                Reply::PoisonPolicy(change.apply(PoisonPolicy::default()))
             }
             Command::PoisonClear { device, ranges } => {
                 let (found, poison) = state.find(&device)?;

@@ -193,6 +193,7 @@ pub fn reply_json(reply: Reply, seq: u64) -> Result<serde_json::Value, Error> {
         Reply::MemoryList(memory) => serde_json::to_value(MemoryList { memory }),
         Reply::Memory(device) => serde_json::to_value(device),
         Reply::PoisonAdded(added) => serde_json::to_value(added),
+        Reply::PoisonPolicy(policy) => serde_json::to_value(policy),
         Reply::PoisonList(list) => serde_json::to_value(list),
         Reply::PoisonCleared(cleared) => serde_json::to_value(cleared),
         Reply::MceQueued(queued) => serde_json::to_value(queued),

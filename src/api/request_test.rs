@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{Command, MceClass, MceReach, MceRequest, NotifyKind, RemoveMode};
+use crate::command::{
+    Command, Consume, FullLineStore, MceClass, MceReach, MceRequest, NotifyKind, PolicyChange, RemoveMode,
+};
 use crate::config::{Channel, Pmem};
 use crate::units::Address;
 
@@ -33,6 +35,25 @@ fn every_route_leads_to_its_command() {
             Command::PoisonAdd {
                 device: device(),
                 ranges: vec![ByteRange::new(0x200040, 64), ByteRange::new(4096, 1)],
+            },
+        ),
+        (
+            "GET",
+            "/v1/memory/p0/poison/policy",
+            "",
+            Command::PoisonPolicy { device: device(), change: PolicyChange::default() },
+        ),
+        (
+            "PATCH",
+            "/v1/memory/p0/poison/policy",
+            r#"{"consume": "log", "full_line_store": "clear"}"#,
+            Command::PoisonPolicy {
+                device: device(),
+                change: PolicyChange {
+                    consume: Some(Consume::Log),
+                    full_line_store: Some(FullLineStore::Clear),
+                    ..PolicyChange::default()
+                },
             },
         ),
         ("DELETE", "/v1/memory/p0/poison", "", Command::PoisonClear { device: device(), ranges: None }),

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::request::{Input, wrong_value};
 use crate::command::{
     Command, CperAccepted, CperRequest, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice,
-    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonState, Record, RemoveMode,
+    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPolicy, PoisonState, PolicyChange, Record,
+    RemoveMode,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{ByteRange, TimeSpan};
@@ -299,6 +300,35 @@ pub const ROUTES: &[Route] = &[
             let ranges = input.ranges("range")?;
             let ranges = (!ranges.is_empty()).then_some(ranges);
             Ok(Action::Execute(Command::PoisonClear { device: input.id(), ranges }))
+        },
+    },
+    Route {
+        method: "GET",
+        path: "/v1/memory/{id}/poison/policy",
+        name: "poison_policy",
+        summary: "What poison of a device does to processors",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<PoisonPolicy>),
+        errors: &[ErrorCode::NoSuchDevice],
+        handler: |input| {
+            Ok(Action::Execute(Command::PoisonPolicy { device: input.id(), change: PolicyChange::default() }))
+        },
+    },
+    Route {
+        method: "PATCH",
+        path: "/v1/memory/{id}/poison/policy",
+        name: "poison_policy_change",
+        summary: "Change what poison of a device does to processors",
+        query: &[],
+        request: Some(of::<PolicyChange>),
+        status: 200,
+        reply: ReplyKind::Object(of::<PoisonPolicy>),
+        errors: &[ErrorCode::BadJson, ErrorCode::NoSuchDevice],
+        handler: |input| {
+            let change: PolicyChange = input.body()?;
+            Ok(Action::Execute(Command::PoisonPolicy { device: input.id(), change }))
         },
     },
     Route {

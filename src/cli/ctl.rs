@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::mce::MceArgs;
 use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
-use crate::command::{CperCommon, CperRequest, CperSection, Error, NotifyKind, Operation, OperationState};
+use crate::command::{
+    CperCommon, CperRequest, CperSection, Error, NotifyKind, Operation, OperationState, PolicyChange,
+};
 use crate::config::{Channel, ConfigError, Pmem};
 use crate::units::{ByteRange, TimeSpan, UnitError};
 
@@ -114,6 +116,14 @@ pub enum Poison {
     List {
         /// The device, or ram
         device: String,
+    },
+    /// Say what poison does to processors, and change it first as the options say
+    Policy {
+        /// The device, or ram
+        device: String,
+        /// What to change
+        #[command(flatten)]
+        change: PolicyChange,
     },
     /// Replace bad media by good; the guest's own list stays until it writes
     Clear {
@@ -228,6 +238,14 @@ impl Session {
             }
             Request::Poison(Poison::List { device }) => {
                 self.ask("GET", &memory(device, "/poison"), None, output)
+            }
+            Request::Poison(Poison::Policy { device, change }) => {
+                let target = memory(device, "/poison/policy");
+                if *change == PolicyChange::default() {
+                    self.ask("GET", &target, None, output)
+                } else {
+                    self.ask("PATCH", &target, Some(&json!(change)), output)
+                }
             }
             Request::Poison(Poison::Clear { device, ranges }) => {
                 let ranges: Vec<String> =

@@ -434,4 +434,6 @@ pub enum ClearedBy {
     Request,
     /// The guest's driver, by the firmware call that clears errors.
     Guest,
+    /// A processor that wrote the whole line, of a device whose policy is to take that for a repair.
+    Store,
 }

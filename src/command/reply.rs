@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CperAccepted, Error, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
+use crate::memory::PoisonPolicy;
 use crate::units::{Address, ByteRange};
 
 /// The answer to a command that was carried out.
@@ -22,6 +23,8 @@ pub enum Reply {
     PoisonAdded(PoisonAdded),
     /// The poison that there is.
     PoisonList(PoisonState),
+    /// What poison of a device does to processors.
+    PoisonPolicy(PoisonPolicy),
     /// Poison was cleared.
     PoisonCleared(PoisonCleared),
     /// A machine check waits for its vCPU.

@@ -7,6 +7,7 @@ mod host_memory;
 mod inject;
 mod stale;
 mod step;
+mod stores;
 mod touch;
 mod trap;
 

@@ -13,14 +13,15 @@ use super::deliver::{Delivered, Injection, Injector};
 use super::host_memory::shortened;
 use super::stale::StaleLog;
 use super::step::{DR7_ENABLED, RFLAGS_TF, Step, Stepped};
+use super::stores::Combining;
 use super::touch::{Pages, Touch, direction};
 use crate::command::{Direction, Event, EventBus, MceOrigin, TrapDecision};
 use crate::kvm::{Baton, KvmError, RunError, Stopped, Vcpu, VcpuExitKind};
-use crate::memory::{AddressSpace, MapError, PAGE_SIZE};
 use crate::x86::bulk::{RFLAGS_RF, bulk};
+use crate::memory::{AddressSpace, Consume, MapError, PAGE_SIZE, ReportedAddress};
 use crate::x86::decide::{Consumed, Hit, intersects};
 use crate::x86::mca::{ErrorClass, MachineError, McaState};
-use crate::x86::operands::AccessKind;
+use crate::x86::operands::{AccessKind, Operands};
 use crate::x86::xstate::XsaveLayout;
 
 /// Iterations of a string instruction that are stepped before other vCPUs get a turn.
@@ -68,6 +69,8 @@ pub struct Progress {
     /// RIP and RCX of the last trap that led nowhere.
     at: Option<(u64, u64)>,
     retries: u32,
+    /// What non-temporal stores have written of a line.
+    combining: Combining,
     /// A step whose instruction waits for the answer to an exit.
     unfinished: Option<Box<Step>>,
 }
@@ -140,13 +143,10 @@ impl Traps {
             }
             moved = true;
             let hit = intersects(&touch.accesses, |gpa, len| self.consumable_poison(gpa, len));
-            let consumed = match hit {
-                Hit::Load(consumed) => Some((consumed, Direction::Read)),
-                Hit::Fetch(consumed) => Some((consumed, Direction::Fetch)),
-                Hit::Walk(consumed) => Some((consumed, Direction::Walk)),
-                Hit::None | Hit::StoreOnly { .. } => None,
-            };
-            if let Some((consumed, direction)) = consumed {
+            if !matches!(hit, Hit::StoreOnly { .. }) {
+                progress.combining = Combining::default();
+            }
+            if let Some((consumed, direction)) = consumed(&hit) {
                 progress.moved();
                 match self.machine_check(vcpu, mca, &touch, consumed, direction)? {
                     Delivered::MachineCheck => return Ok(None),
@@ -166,9 +166,13 @@ impl Traps {
                 continue;
             }
             self.report_unlisted(vcpu.id(), &touch, &pages);
+            self.report_ignored(vcpu.id(), &touch);
             let step = Step::new(vcpu, &self.space, &touch, &pages)?;
             match step.run(vcpu, &self.space)? {
-                Stepped::Done => progress.moved(),
+                Stepped::Done => {
+                    progress.moved();
+                    self.stored(&touch, &hit, progress);
+                }
                 Stepped::Raised => {
                     progress.moved();
                     break;
@@ -237,7 +241,7 @@ impl Traps {
     /// Poison that an access to `gpa` can consume: a departed device has no lines any more.
     pub(super) fn consumable_poison(&self, gpa: u64, len: u64) -> Option<u64> {
         match self.space.find(gpa) {
-            Some(region) if region.departed() => None,
+            Some(region) if region.departed() || region.policy().consume == Consume::Log => None,
             _ => self.space.first_poison(gpa, len),
         }
     }
@@ -298,12 +302,16 @@ impl Traps {
             Direction::Fetch => ErrorClass::Fetch,
             _ => ErrorClass::Load,
         };
-        let error = MachineError::line(class, consumed.line);
+        let region = self.space.find(consumed.gpa);
+        let error = match region.as_ref().map(|region| region.policy().address) {
+            Some(ReportedAddress::Page) => MachineError::page(class, consumed.line),
+            _ => MachineError::line(class, consumed.line),
+        };
         let (decision, reason) = match mca.signals(&error) {
             true => (TrapDecision::MachineCheck, reason(direction)),
             false => (TrapDecision::Proceed, "the guest has switched the reporting of errors off"),
         };
-        if let Some(region) = self.space.find(consumed.gpa) {
+        if let Some(region) = region {
             self.events.publish(Event::PoisonTrapped {
                 device: region.name().to_owned(),
                 offset: region.named_offset(consumed.gpa).into(),
@@ -331,6 +339,35 @@ impl Traps {
                     count,
                 });
             }
+        }
+    }
+
+    /// A poisoned line is consumed of a device whose policy is to raise nothing: the instruction gets what is there.
+    fn report_ignored(&self, vcpu: u32, touch: &Touch) {
+        let ignored = |gpa, len| {
+            let region = self.space.find(gpa).filter(|region| !region.departed())?;
+            let log = region.policy().consume == Consume::Log;
+            log.then(|| self.space.first_poison(gpa, len)).flatten()
+        };
+        let hit = intersects(&touch.accesses, ignored);
+        let Some((Consumed { gpa, linear, bytes, .. }, direction)) = consumed(&hit) else { return };
+        let Some(region) = self.space.find(gpa) else { return };
+        self.events.publish(Event::PoisonTrapped {
+            device: region.name().to_owned(),
+            offset: region.named_offset(gpa).into(),
+            access: touch.describe(vcpu, gpa, Some(linear), bytes, direction),
+            decision: TrapDecision::Proceed,
+            reason: "the policy of the device is to log what consumes its poison".to_owned(),
+        });
+    }
+
+    /// The instruction has stored: lines that are full now may be good again.
+    fn stored(&self, touch: &Touch, hit: &Hit, progress: &mut Progress) {
+        if let Hit::StoreOnly { whole, .. } = hit {
+            self.filled(whole);
+            let non_temporal = touch.running().is_some_and(Operands::is_non_temporal_store);
+            let full = progress.combining.add(&touch.accesses.ranges, non_temporal);
+            self.filled(full.as_slice());
         }
     }
 
@@ -367,6 +404,16 @@ impl Traps {
 /// Whether the guest has breakpoints set, which only the processor can honour.
 fn watches_data(vcpu: &Vcpu) -> Result<bool, KvmError> {
     Ok(vcpu.debug_registers()?.dr7 & DR7_ENABLED != 0)
+}
+
+/// What is consumed, and how.
+fn consumed(hit: &Hit) -> Option<(Consumed, Direction)> {
+    match *hit {
+        Hit::Load(consumed) => Some((consumed, Direction::Read)),
+        Hit::Fetch(consumed) => Some((consumed, Direction::Fetch)),
+        Hit::Walk(consumed) => Some((consumed, Direction::Walk)),
+        Hit::None | Hit::StoreOnly { .. } => None,
+    }
 }
 
 fn reason(direction: Direction) -> &'static str {

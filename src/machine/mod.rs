@@ -423,6 +423,9 @@ impl Machine {
             Command::ListMemory => Ok(Reply::MemoryList(memory.list())),
             Command::ShowMemory { device } => memory.show(device).map(Reply::Memory),
             Command::PoisonList { device } => memory.poison_list(device).map(Reply::PoisonList),
+            Command::PoisonPolicy { device, change } => {
+                memory.poison_policy(device, *change).map(Reply::PoisonPolicy)
+            }
             Command::Notify { device, kind } => {
                 memory.notify(&self.built.platform, device, *kind).map(|()| Reply::Done)
             }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::chain;
 use super::memory::MemoryDevices;
-use crate::command::{ClearedBy, Error, ErrorCode, Event, PoisonAdded, PoisonCleared, PoisonState};
+use crate::command::{
+    ClearedBy, Error, ErrorCode, Event, PoisonAdded, PoisonCleared, PoisonPolicy, PoisonState, PolicyChange,
+};
 use crate::kvm::Held;
 use crate::layout;
 use crate::memory::{AddressSpace, GuardError, LINE_SIZE, RangeSet, Region, RegionKind, round_out};
@@ -151,6 +153,15 @@ impl MemoryDevices {
             granularity: LINE_SIZE,
             bytes: target.regions.iter().map(|region| region.poisoned_lines() * LINE_SIZE).sum(),
         })
+    }
+
+    /// What poison of a device or of RAM does to processors, after `change`.
+    pub fn poison_policy(&self, id: &str, change: PolicyChange) -> Result<PoisonPolicy, Error> {
+        let target = self.target(id, false)?;
+        let now = target.regions.first().map(|region| region.policy()).unwrap_or_default();
+        let policy = change.apply(now);
+        target.regions.iter().for_each(|region| region.set_policy(policy));
+        Ok(policy)
     }
 
     /// Replaces the media under `ranges` (all of the device or of RAM if none) by good one.

@@ -12,7 +12,7 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use super::guard::{GrowError, GuardMethod, Guards, TooScattered};
 use super::host_fault::Watch;
 use super::poison::round_out;
-use super::{GuestMap, LARGE, MapError, PAGE_SIZE, PoisonKeeper, PoisonMap, RangeSet, backing};
+use super::{GuestMap, LARGE, MapError, PAGE_SIZE, PoisonKeeper, PoisonMap, PoisonPolicy, RangeSet, backing};
 
 /// What a region is to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,7 @@ struct State {
     /// Runs of pages that guards may cost, as of the last request.
     limit: usize,
     keeper: Option<Arc<dyn PoisonKeeper>>,
+    policy: PoisonPolicy,
     departed: bool,
 }
 
@@ -178,6 +179,7 @@ impl Region {
                 guards: Guards::default(),
                 limit: usize::MAX,
                 keeper: None,
+                policy: PoisonPolicy::default(),
                 departed: false,
             }),
         })
@@ -306,6 +308,16 @@ impl Region {
             }
         }
         Ok(change.lines)
+    }
+
+    /// What its poison does to processors.
+    pub fn policy(&self) -> PoisonPolicy {
+        self.state().policy
+    }
+
+    /// Changes what its poison does.
+    pub fn set_policy(&self, policy: PoisonPolicy) {
+        self.state().policy = policy;
     }
 
     /// Lets nothing of the region become poisoned while what is returned lives. Whoever poisons waits, so it must not

@@ -20,5 +20,6 @@ mod matrix;
 mod mce;
 mod nvdimm;
 mod outcomes;
+mod policy;
 mod ram;
 mod removal;

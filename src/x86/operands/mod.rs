@@ -172,6 +172,24 @@ impl Operands {
         self.instruction.mnemonic() == Mnemonic::Int1
     }
 
+    /// Whether the instruction stores past the caches (MOVNTI, MOVNTDQ and the like).
+    pub fn is_non_temporal_store(&self) -> bool {
+        use Mnemonic::*;
+        matches!(
+            self.instruction.mnemonic(),
+            Movnti
+                | Movntq
+                | Movntdq
+                | Movntps
+                | Movntpd
+                | Movntss
+                | Movntsd
+                | Vmovntdq
+                | Vmovntps
+                | Vmovntpd
+        )
+    }
+
     /// Whether the instruction reads or writes a debug register.
     pub fn names_debug_register(&self) -> bool {
         (0..self.instruction.op_count()).any(|operand| self.instruction.op_register(operand).is_dr())
