@@ -69,6 +69,8 @@ pub struct Progress {
     /// RIP and RCX of the last trap that led nowhere.
     at: Option<(u64, u64)>,
     retries: u32,
+    /// RIP and line of poison that was consumed last and ignored.
+    ignored: Option<(u64, u64)>,
     /// What non-temporal stores have written of a line.
     combining: Combining,
     /// A step whose instruction waits for the answer to an exit.
@@ -166,7 +168,7 @@ impl Traps {
                 continue;
             }
             self.report_unlisted(vcpu.id(), &touch, &pages);
-            self.report_ignored(vcpu.id(), &touch);
+            self.report_ignored(vcpu.id(), &touch, progress);
             let step = Step::new(vcpu, &self.space, &touch, &pages)?;
             match step.run(vcpu, &self.space)? {
                 Stepped::Done => {
@@ -246,6 +248,12 @@ impl Traps {
         }
     }
 
+    /// Poison that is there, consumed with or without consequences.
+    fn present_poison(&self, gpa: u64, len: u64) -> Option<u64> {
+        let departed = self.space.find(gpa).is_some_and(|region| region.departed());
+        if departed { None } else { self.space.first_poison(gpa, len) }
+    }
+
     /// Does the iterations of a repeated copy or fill that meet no poison, rather than step over each.
     fn copy(&self, vcpu: &Vcpu, touch: &Touch) -> Result<bool, TrapError> {
         let Some(operands) = touch.running() else { return Ok(false) };
@@ -253,7 +261,7 @@ impl Traps {
         if watches_data(vcpu)? {
             return Ok(false);
         }
-        let run = bulk(&touch.state, &*self.space, repeat, |gpa, len| self.consumable_poison(gpa, len));
+        let run = bulk(&touch.state, &*self.space, repeat, |gpa, len| self.present_poison(gpa, len));
         let Some(run) = run.filter(|run| carry_out(&self.space, run)) else { return Ok(false) };
         self.report_stale(vcpu.id(), touch, Some(run.length()));
         let mut regs = touch.state.regs;
@@ -343,14 +351,23 @@ impl Traps {
     }
 
     /// A poisoned line is consumed of a device whose policy is to raise nothing: the instruction gets what is there.
-    fn report_ignored(&self, vcpu: u32, touch: &Touch) {
+    /// Each line is told once for a run of one instruction.
+    fn report_ignored(&self, vcpu: u32, touch: &Touch, progress: &mut Progress) {
         let ignored = |gpa, len| {
             let region = self.space.find(gpa).filter(|region| !region.departed())?;
             let log = region.policy().consume == Consume::Log;
             log.then(|| self.space.first_poison(gpa, len)).flatten()
         };
         let hit = intersects(&touch.accesses, ignored);
-        let Some((Consumed { gpa, linear, bytes, .. }, direction)) = consumed(&hit) else { return };
+        let Some((Consumed { line, gpa, linear, bytes }, direction)) = consumed(&hit) else {
+            progress.ignored = None;
+            return;
+        };
+        let place = Some((touch.state.regs.rip, line));
+        if progress.ignored == place {
+            return;
+        }
+        progress.ignored = place;
         let Some(region) = self.space.find(gpa) else { return };
         self.events.publish(Event::PoisonTrapped {
             device: region.name().to_owned(),
