@@ -97,6 +97,7 @@ columns! {
     legacy_4: "6.12", Legacy, 4;
     #[ignore = "wide"]
     lmce_1: "6.12", IntelLmce, 1;
+    #[ignore = "wide"]
     lmce_2: "6.12", IntelLmce, 2;
     #[ignore = "wide"]
     lmce_4: "6.12", IntelLmce, 4;
