@@ -11,9 +11,11 @@ const MAILBOX: &str = "0x180000";
 fn a_firmware_call_through_poison_fails_and_is_told() {
     let mut guest = Run::new().size(1, "512M").pmem("size=512M,id=p0").shell();
     guest.until_ok("test -b /dev/pmem0", PMEM);
+    guest.scrubbed();
     let scrub = "echo 1 > /sys/bus/nd/devices/ndbus0/nfit/scrub";
     let before = guest.last_event();
     guest.until_ok(scrub, PMEM);
+    guest.scrubbed();
     assert!(guest.events_named(before, "dma_poisoned").is_empty());
 
     guest.ctl(&["poison", "add", "ram", &format!("{MAILBOX}+64")]);

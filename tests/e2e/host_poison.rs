@@ -61,6 +61,7 @@ fn poisoned_and_repaired(guest: &mut Machine, before: u64, offset: u64, consumed
 fn bad_pages_of_the_host_are_poison_of_the_guest() {
     let mut guest = Run::new().size(2, "512M").pmem("size=528M,id=p0").tools(&["dd"]).shell();
     guest.until_ok("test -b /dev/pmem0", PMEM);
+    guest.scrubbed();
     guest.ok("seq 20000 | head -c 65536 > /tmp/pattern");
     guest.ok("/usr/bin/dd if=/tmp/pattern of=/dev/pmem0 bs=65536 oflag=direct 2>/dev/null");
     // The kernel of the host splits the large page around the bad one and unmaps it (`unmap_folio` in

@@ -146,6 +146,13 @@ impl Machine {
         reply.text
     }
 
+    /// Waits until the guest's nfit driver scrubs nothing any more: the first scrub begins by itself, and may still be
+    /// under way when its block device is there.
+    #[track_caller]
+    pub fn scrubbed(&mut self) {
+        self.until_ok("! grep -q + /sys/bus/nd/devices/ndbus0/nfit/scrub", PMEM);
+    }
+
     /// Runs a script in the guest until it succeeds, and returns what it printed then.
     ///
     /// # Panics
