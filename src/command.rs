@@ -8,7 +8,6 @@
 //! takes time (a removal) answers with an [`Operation`] and goes on in events.
 
 mod bus;
-mod calendar;
 mod cper;
 mod error;
 mod event;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod calendar;
 pub mod clock;
 pub mod dma;
 pub mod einj;

@@ -152,13 +152,6 @@ fn a_word_reaches_index_and_data() {
 
 proptest! {
     #[test]
-    fn calendar_and_epoch_are_inverse(seconds in -62_135_596_800i64..253_402_300_800) {
-        let calendar = Calendar::from_epoch(seconds);
-        prop_assert!((1..=12).contains(&calendar.month) && (1..=31).contains(&calendar.day));
-        prop_assert_eq!(calendar.to_epoch(), seconds);
-    }
-
-    #[test]
     fn any_access_at_any_time_is_defined(
         accesses in prop::collection::vec((0u64..3, prop::collection::vec(any::<u8>(), 1..=8), any::<bool>(), any::<u64>()), 0..64),
     ) {

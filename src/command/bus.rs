@@ -7,9 +7,10 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::calendar::Civil;
+use aconite_devices::calendar::Calendar;
+
 use super::{Event, Record};
 
 /// Events that are kept for readers that come late or are slow.
@@ -182,7 +183,9 @@ impl Subscription {
 
 /// The time in UTC as RFC 3339 has it, with microseconds.
 fn rfc3339(time: SystemTime) -> String {
-    let Civil { year, month, day, hour, minute, second, micros } = Civil::utc(time);
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let Calendar { year, month, day, hour, minute, second } = Calendar::from_epoch(since.as_secs() as i64);
+    let micros = since.subsec_micros();
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
 }
 

@@ -8,11 +8,12 @@ mod raw;
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aconite_acpi::cper::{Entry, FruText, Section, SectionFlags, Severity, Timestamp, status_block};
 use aconite_acpi::ghes::Source;
 use aconite_acpi::{Guid, NotAGuid};
+use aconite_devices::calendar::Calendar;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -21,7 +22,6 @@ pub use self::memory::MemoryFields;
 pub use self::pcie::{Bdf, PcieFields};
 pub use self::processor::{ProcessorFields, X86Fields};
 pub use self::raw::{FirmwareFields, RawFields};
-use super::calendar::Civil;
 use super::{Error, ErrorCode};
 use crate::units::parse_number;
 
@@ -257,15 +257,16 @@ fn fru_text(text: &str) -> Result<FruText, Error> {
 
 /// The time of an error, as records carry it.
 pub fn timestamp(now: SystemTime) -> Timestamp {
-    let civil = Civil::utc(now);
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let date = Calendar::from_epoch(since.as_secs() as i64);
     // All are in range: a month is at most 12, and the clock is far from the year 10000.
     Timestamp {
-        year: civil.year as u16,
-        month: civil.month as u8,
-        day: civil.day as u8,
-        hour: civil.hour as u8,
-        minute: civil.minute as u8,
-        second: civil.second as u8,
+        year: date.year as u16,
+        month: date.month as u8,
+        day: date.day as u8,
+        hour: date.hour as u8,
+        minute: date.minute as u8,
+        second: date.second as u8,
     }
 }
 
