@@ -10,7 +10,7 @@ use super::deliver::Delivered;
 use super::step::Step;
 use super::touch::{Touch, direction};
 use super::trap::{Progress, TrapError, Traps};
-use crate::command::{Access, Direction, Event};
+use crate::command::{Access, Direction};
 use crate::kvm::{RunError, Vcpu, VcpuExitKind};
 use crate::memory::Region;
 use crate::x86::decide::{Consumed, LINE};
@@ -91,14 +91,7 @@ impl Traps {
             // RIP is past the instruction that stored.
             access = Access { instruction: None, instruction_bytes: None, ..access };
         }
-        if let Some(count) = self.stale.note(region.name(), &access) {
-            self.events.publish(Event::StaleAccess {
-                device: region.name().to_owned(),
-                offset: region.named_offset(gpa).into(),
-                access,
-                count,
-            });
-        }
+        self.note_stale(region, access);
         Ok(())
     }
 }

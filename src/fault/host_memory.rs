@@ -38,7 +38,7 @@ impl Traps {
             self.events.publish(Event::DeviceError { device: region.name().to_owned(), message });
         };
         if fault.cause == HostCause::BeyondEnd {
-            failed(self::shortened(region));
+            failed(shortened(region));
             return;
         }
         let pages = offset..(offset + fault.len).min(region.len());

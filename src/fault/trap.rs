@@ -15,9 +15,9 @@ use super::stale::StaleLog;
 use super::step::{DR7_ENABLED, RFLAGS_TF, Step, Stepped};
 use super::stores::Combining;
 use super::touch::{Pages, Touch, direction};
-use crate::command::{Direction, Event, EventBus, MceOrigin, TrapDecision};
+use crate::command::{Access, Direction, Event, EventBus, MceOrigin, TrapDecision};
 use crate::kvm::{Baton, KvmError, RunError, Stopped, Vcpu, VcpuExitKind};
-use crate::memory::{AddressSpace, Consume, MapError, PAGE_SIZE, ReportedAddress};
+use crate::memory::{AddressSpace, Consume, MapError, PAGE_SIZE, Region, ReportedAddress};
 use crate::x86::bulk::{RFLAGS_RF, bulk};
 use crate::x86::decide::{Consumed, Hit, intersects};
 use crate::x86::mca::{ErrorClass, MachineError, McaState};
@@ -339,14 +339,19 @@ impl Traps {
             let Some(direction) = direction(range.kind) else { continue };
             let bytes = run.filter(|_| range.kind != AccessKind::Fetch).unwrap_or(u64::from(range.size));
             let access = touch.describe(vcpu, range.gpa, Some(range.linear), bytes, direction);
-            if let Some(count) = self.stale.note(region.name(), &access) {
-                self.events.publish(Event::StaleAccess {
-                    device: region.name().to_owned(),
-                    offset: region.named_offset(range.gpa).into(),
-                    access,
-                    count,
-                });
-            }
+            self.note_stale(&region, access);
+        }
+    }
+
+    /// Counts an access to a departed region, and tells of it if it is worth an event.
+    pub(super) fn note_stale(&self, region: &Region, access: Access) {
+        if let Some(count) = self.stale.note(region.name(), &access) {
+            self.events.publish(Event::StaleAccess {
+                device: region.name().to_owned(),
+                offset: region.named_offset(access.gpa.0).into(),
+                access,
+                count,
+            });
         }
     }
 

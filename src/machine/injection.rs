@@ -11,11 +11,10 @@ use aconite_devices::bus::lock;
 use aconite_devices::einj::{Einj, Injection, Refusal, Severity};
 
 use super::memory::MemoryDevices;
-use super::poison::RAM;
 use crate::command::{Error, ErrorCode, Event, EventBus, InjectionSeverity, InjectionStep, MceOrigin};
 use crate::fault::{self, Injector};
 use crate::kvm::Held;
-use crate::memory::{LINE_SIZE, RegionKind};
+use crate::memory::LINE_SIZE;
 use crate::units::ByteRange;
 use crate::x86::mca::{ErrorClass, MachineError};
 
@@ -117,11 +116,7 @@ impl MemoryDevices {
                 "name an address of RAM or of a memory device that is present",
             ));
         };
-        let id = match region.kind() {
-            RegionKind::Ram => RAM.to_owned(),
-            RegionKind::Pmem => region.name().to_owned(),
-        };
-        Ok((id, ByteRange::new(region.named_offset(line), LINE_SIZE)))
+        Ok((region.name().to_owned(), ByteRange::new(region.named_offset(line), LINE_SIZE)))
     }
 
     fn is_poisoned(&self, gpa: u64) -> bool {
