@@ -1,16 +1,13 @@
 //! Errors that the guest injects itself, with the stock driver for the firmware's error injection (EINJ).
 
-use crate::ram::{hardware_corrupted, physical};
-use aconite_agent::workload::{Reply, Request, Source, pattern};
+use crate::ram::{hardware_corrupted, physical, victim};
+use aconite_agent::workload::{Reply, Request, pattern};
 use aconite_tests::machine::PMEM;
 use aconite_tests::workload::Workload;
 use aconite_tests::{Machine, Run};
 use serde_json::json;
-use std::path::PathBuf;
 use std::time::Duration;
 
-const FILE: &str = "/tmp/victim";
-const LENGTH: u64 = 0x10000;
 /// A bad line of the file, and one in another page.
 const LINES: [u64; 2] = [0x3240, 0x7a80];
 const PAGE_MASK: u64 = !0xfff;
@@ -58,14 +55,7 @@ fn injection(run: Run, answer: &str) {
     let mut guest = run.size(2, "512M").shell();
     prepare(&mut guest);
     let mut workload = Workload::start(&mut guest, 0);
-    let path = || PathBuf::from(FILE);
-    assert_eq!(workload.ask(&mut guest, &Request::Create(path(), LENGTH)), Reply::Done);
-    let Reply::At(mapping) = workload.ask(&mut guest, &Request::Map(Source::File(path()))) else {
-        panic!("no mapping")
-    };
-    let all_good = Reply::Compared { good: LENGTH / 8, bad: 0 };
-    assert_eq!(workload.ask(&mut guest, &Request::Scan(0, LENGTH)), all_good);
-    let Reply::Process(pid) = workload.ask(&mut guest, &Request::Process) else { panic!("no process") };
+    let (mapping, pid) = victim(&mut guest, &mut workload);
     let [first, second] = LINES.map(|line| physical(&mut guest, pid, mapping + line));
 
     // What is no memory is refused by the driver itself (region_intersects), and an injection without an address or

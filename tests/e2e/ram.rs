@@ -8,7 +8,9 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A file of the guest's, in its RAM.
 const FILE: &str = "/tmp/victim";
+/// Bytes of the file.
 const LENGTH: u64 = 0x10000;
 /// The bad line, in the file.
 const LINE: u64 = 0x3240;
@@ -17,6 +19,20 @@ const LINE: u64 = 0x3240;
 pub fn physical(guest: &mut Machine, pid: u32, va: u64) -> u64 {
     let line = guest.ok(&format!("aconite-agent pagemap {pid} {va:#x} 64"));
     line.parse::<Piece>().unwrap_or_else(|error| panic!("{error}")).gpa
+}
+
+/// Maps a file in RAM all of which can be read. Its address and the process.
+#[track_caller]
+pub fn victim(guest: &mut Machine, workload: &mut Workload) -> (u64, u32) {
+    let path = || PathBuf::from(FILE);
+    assert_eq!(workload.ask(guest, &Request::Create(path(), LENGTH)), Reply::Done);
+    let Reply::At(mapping) = workload.ask(guest, &Request::Map(Source::File(path()))) else {
+        panic!("no mapping")
+    };
+    let all_good = Reply::Compared { good: LENGTH / 8, bad: 0 };
+    assert_eq!(workload.ask(guest, &Request::Scan(0, LENGTH)), all_good);
+    let Reply::Process(pid) = workload.ask(guest, &Request::Process) else { panic!("no process") };
+    (mapping, pid)
 }
 
 #[track_caller]
@@ -29,14 +45,7 @@ pub fn hardware_corrupted(guest: &mut Machine) -> u64 {
 fn a_process_loads_poisoned_ram() {
     let mut guest = Run::new().size(2, "512M").pmem("size=256M,id=p0").shell();
     let mut workload = Workload::start(&mut guest, 0);
-    let path = || PathBuf::from(FILE);
-    assert_eq!(workload.ask(&mut guest, &Request::Create(path(), LENGTH)), Reply::Done);
-    let Reply::At(mapping) = workload.ask(&mut guest, &Request::Map(Source::File(path()))) else {
-        panic!("no mapping")
-    };
-    let all_good = Reply::Compared { good: LENGTH / 8, bad: 0 };
-    assert_eq!(workload.ask(&mut guest, &Request::Scan(0, LENGTH)), all_good);
-    let Reply::Process(pid) = workload.ask(&mut guest, &Request::Process) else { panic!("no process") };
+    let (mapping, pid) = victim(&mut guest, &mut workload);
     let gpa = physical(&mut guest, pid, mapping + LINE);
     assert_eq!(gpa % 4096, LINE % 4096);
     assert_eq!(hardware_corrupted(&mut guest), 0);
