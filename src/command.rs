@@ -28,7 +28,7 @@ pub use self::cper::{
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
 pub use self::injection::{InjectionSeverity, InjectionStep};
-pub use self::mce::{MceClass, MceQueued, MceReach, MceRegisters, MceRequest};
+pub use self::mce::{MceClass, MceMode, MceQueued, MceReach, MceRegisters, MceRequest};
 pub use self::poison::round_ranges;
 pub use self::reply::{
     MachineInfo, MachineState, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::command::{MceClass, MceReach, MceRegisters, MceRequest};
+use crate::command::{MceClass, MceMode, MceReach, MceRegisters, MceRequest};
 use crate::units::{Address, UnitError};
 
 /// Arguments of `aconite ctl mce`: a class and an address, or a bank and its registers.
@@ -33,6 +33,9 @@ pub struct MceArgs {
     /// This vCPU alone gets the machine check, whatever the processor is
     #[arg(long)]
     pub local: bool,
+    /// The error waits until the vCPU runs in this mode [default: it comes at once]
+    #[arg(long, value_enum)]
+    pub mode: Option<MceMode>,
     /// For experts: the bank, of which all registers are given
     #[arg(long, value_name = "N", group = "what", requires = "status")]
     pub bank: Option<u8>,
@@ -79,6 +82,7 @@ impl MceArgs {
                 (_, true) => Some(MceReach::Local),
                 _ => None,
             },
+            mode: self.mode,
         })
     }
 }
@@ -102,8 +106,9 @@ mod tests {
 
     #[test]
     fn a_class_or_registers() {
-        let by_class =
-            request("--vcpu 1 --class srao --address 0x1040 --granularity 12 --pcc --over --broadcast");
+        let by_class = request(
+            "--vcpu 1 --class srao --address 0x1040 --granularity 12 --pcc --over --broadcast --mode user",
+        );
         assert_eq!(
             by_class,
             Some(MceRequest {
@@ -114,6 +119,7 @@ mod tests {
                 overflow: true,
                 registers: None,
                 reach: Some(MceReach::Broadcast),
+                mode: Some(MceMode::User),
             })
         );
         let by_registers = request("--bank 4 --status 0x8000000000000000 --mcg-status 7 --local").unwrap();

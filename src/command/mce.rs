@@ -31,6 +31,9 @@ pub struct MceRequest {
     /// Which vCPUs get the machine check. Default: as the guest's processor has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reach: Option<MceReach>,
+    /// The error waits until the vCPU runs in this mode. Default: it comes at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<MceMode>,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -55,6 +58,16 @@ pub enum MceClass {
     Corrected,
     /// The processor's context is corrupt, and nothing can be recovered.
     Fatal,
+}
+
+/// The privilege that a vCPU runs with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum MceMode {
+    /// A process's own (CPL 3).
+    User,
+    /// The kernel's.
+    Kernel,
 }
 
 /// Which vCPUs get a machine check.

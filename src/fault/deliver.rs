@@ -50,6 +50,24 @@ pub struct Injection {
     pub reach: Reach,
     /// Who raises it: what its event says.
     pub origin: MceOrigin,
+    /// It waits until the vCPU is in this mode.
+    pub mode: Option<Mode>,
+}
+
+/// A privilege that a vCPU runs with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// CPL 3.
+    User,
+    /// Any other.
+    Kernel,
+}
+
+impl Mode {
+    fn of(vcpu: &Vcpu) -> Result<Self, KvmError> {
+        // SS.DPL is the CPL (SDM volume 3, 5.5).
+        Ok(if vcpu.sregs()?.ss.dpl == 3 { Self::User } else { Self::Kernel })
+    }
 }
 
 /// An error as its kind or as registers.
@@ -64,12 +82,12 @@ pub enum What {
 impl Injection {
     /// An error that goes as far as the guest's machine-check architecture says.
     pub fn error(error: MachineError, origin: MceOrigin) -> Self {
-        Self { what: What::Error(error), reach: Reach::Architecture, origin }
+        Self { what: What::Error(error), reach: Reach::Architecture, origin, mode: None }
     }
 
     /// An error whose registers are given, and that goes as far as the guest's machine-check architecture says.
     pub fn record(record: BankRecord, origin: MceOrigin) -> Self {
-        Self { what: What::Record(record), reach: Reach::Architecture, origin }
+        Self { what: What::Record(record), reach: Reach::Architecture, origin, mode: None }
     }
 }
 
@@ -84,12 +102,22 @@ pub enum Delivered {
     Shutdown(ShutdownCause),
 }
 
+/// What a queue has for its vCPU now.
+#[derive(Debug)]
+enum Next {
+    Nothing,
+    /// Something that must wait.
+    Later,
+    Now(Waiting),
+}
+
 /// What [`Injector::deliver_waiting`] leaves to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// Nothing.
     Done,
-    /// An exception is being delivered or handled: the guest has to run first, and is interrupted soon.
+    /// An exception is being delivered or handled, or the vCPU is not in the mode asked for: the guest has to run first,
+    /// and is interrupted soon.
     Later,
     /// The vCPU shuts down.
     Shutdown,
@@ -158,23 +186,33 @@ impl Queue {
         true
     }
 
-    fn pop(&self) -> Option<Waiting> {
+    /// Takes out the first one whose time has come, for a vCPU whose handler is `in_progress` or was. A share that waits
+    /// for the end of the handler keeps what is behind it waiting; an error that waits for a mode does not.
+    fn next(&self, in_progress: bool, mode: impl Fn() -> Result<Mode, KvmError>) -> Result<Next, KvmError> {
         let mut list = self.list();
-        let item = list.pop_front();
-        self.waiting.store(!list.is_empty(), Ordering::SeqCst);
-        item
-    }
-
-    /// Whether what comes next is a share that waits for the end of the vCPU's handler, which is `in_progress` or was.
-    fn waits_for_handler(&self, in_progress: bool) -> bool {
-        let mut list = self.list();
-        let Some(Waiting::Bystander { since, returns }) = list.front_mut() else { return false };
-        if in_progress {
-            *returns = RETURNS;
+        let mut ready = None;
+        for (index, item) in list.iter_mut().enumerate() {
+            match item {
+                Waiting::Bystander { since, returns } => {
+                    if !waits_for_handler(*since, returns, in_progress) {
+                        ready = Some(index);
+                    }
+                    break;
+                }
+                Waiting::Own(Injection { mode: Some(wanted), .. }) if mode()? != *wanted => {}
+                Waiting::Own(_) => {
+                    ready = Some(index);
+                    break;
+                }
+            }
         }
-        let waits = *returns > 0 && since.elapsed() < HANDLER;
-        *returns = returns.saturating_sub(1);
-        waits
+        let next = match ready.and_then(|index| list.remove(index)) {
+            Some(item) => Next::Now(item),
+            None if list.is_empty() => Next::Nothing,
+            None => Next::Later,
+        };
+        self.waiting.store(!list.is_empty(), Ordering::SeqCst);
+        Ok(next)
     }
 
     /// Takes the bystander's shares out; whether there was one.
@@ -185,6 +223,16 @@ impl Queue {
         self.waiting.store(!list.is_empty(), Ordering::SeqCst);
         list.len() != before
     }
+}
+
+/// Whether a share that was raised at `since` waits for the end of the handler.
+fn waits_for_handler(since: Instant, returns: &mut u32, in_progress: bool) -> bool {
+    if in_progress {
+        *returns = RETURNS;
+    }
+    let waits = *returns > 0 && since.elapsed() < HANDLER;
+    *returns = returns.saturating_sub(1);
+    waits
 }
 
 struct Shared {
@@ -268,14 +316,14 @@ impl Injector {
             return Ok(Turn::Later);
         }
         loop {
-            if queue.waits_for_handler(mca.in_progress()) {
-                vcpu.interrupt_within(AGAIN_MS);
-                return Ok(Turn::Later);
-            }
-            let Some(item) = queue.pop() else { return Ok(Turn::Done) };
-            let delivered = match item {
-                Waiting::Own(injection) => self.deliver(vcpu, mca, injection)?,
-                Waiting::Bystander { .. } => {
+            let delivered = match queue.next(mca.in_progress(), || Mode::of(vcpu))? {
+                Next::Nothing => return Ok(Turn::Done),
+                Next::Later => {
+                    vcpu.interrupt_within(AGAIN_MS);
+                    return Ok(Turn::Later);
+                }
+                Next::Now(Waiting::Own(injection)) => self.deliver(vcpu, mca, injection)?,
+                Next::Now(Waiting::Bystander { .. }) => {
                     let raised = mca.raise_bystander(vcpu.sregs()?.cr4);
                     self.carry_out(vcpu, &raised, MceOrigin::Broadcast)?
                 }
@@ -430,8 +478,13 @@ mod tests {
         let queue = &injector.shared.queues[0];
         assert!(queue.take_bystanders() && !queue.take_bystanders());
         assert!(injector.waiting(0), "its own error stays");
-        assert!(matches!(queue.pop(), Some(Waiting::Own(_))) && queue.pop().is_none());
-        assert!(!injector.waiting(0));
+        assert!(matches!(next(queue, false), Next::Now(Waiting::Own(_))));
+        assert!(matches!(next(queue, false), Next::Nothing) && !injector.waiting(0));
+    }
+
+    /// What `queue` has for a vCPU that runs in the kernel.
+    fn next(queue: &Queue, in_progress: bool) -> Next {
+        queue.next(in_progress, || Ok(Mode::Kernel)).expect("a mode")
     }
 
     #[test]
@@ -439,18 +492,32 @@ mod tests {
         let injector = injector(2);
         let queue = &injector.shared.queues[0];
         injector.tell_others(1);
-        assert!(!queue.waits_for_handler(false), "there is none");
-        assert!(queue.waits_for_handler(true) && queue.waits_for_handler(true));
+        assert!(matches!(next(queue, false), Next::Now(Waiting::Bystander { .. })), "there is no handler");
+        injector.tell_others(1);
+        assert!(matches!(next(queue, true), Next::Later) && matches!(next(queue, true), Next::Later));
         for _ in 1..RETURNS {
-            assert!(queue.waits_for_handler(false), "it has not returned yet");
+            assert!(matches!(next(queue, false), Next::Later), "it has not returned yet");
         }
-        assert!(!queue.waits_for_handler(false));
-        queue.pop();
+        assert!(matches!(next(queue, false), Next::Now(Waiting::Bystander { .. })));
         let since = Instant::now().checked_sub(HANDLER).expect("a time before");
         assert!(queue.push(Waiting::Bystander { since, returns: 0 }));
-        assert!(!queue.waits_for_handler(true), "it has taken too long");
-        queue.pop();
+        assert!(matches!(next(queue, true), Next::Now(_)), "it has taken too long");
         injector.raise(Some(0), request()).expect("a vCPU");
-        assert!(!queue.waits_for_handler(true), "an error of its own does not wait");
+        assert!(matches!(next(queue, true), Next::Now(_)), "an error of its own does not wait");
+    }
+
+    #[test]
+    fn what_waits_for_a_mode_lets_others_pass() {
+        let injector = injector(1);
+        let queue = &injector.shared.queues[0];
+        let in_user = Injection { mode: Some(Mode::User), ..request() };
+        injector.raise(None, in_user).expect("a vCPU");
+        assert!(matches!(next(queue, false), Next::Later) && injector.waiting(0));
+        injector.raise(None, request()).expect("a vCPU");
+        assert!(matches!(next(queue, false), Next::Now(Waiting::Own(Injection { mode: None, .. }))));
+        assert!(matches!(
+            queue.next(false, || Ok(Mode::User)),
+            Ok(Next::Now(Waiting::Own(Injection { mode: Some(Mode::User), .. })))
+        ));
     }
 }

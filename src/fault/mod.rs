@@ -11,6 +11,6 @@ mod stores;
 mod touch;
 mod trap;
 
-pub use deliver::{Delivered, InjectError, Injection, Injector, Turn, What};
+pub use deliver::{Delivered, InjectError, Injection, Injector, Mode, Turn, What};
 pub use stale::StaleLog;
 pub use trap::{Progress, TrapError, Traps};

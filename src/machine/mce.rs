@@ -1,7 +1,7 @@
 //! From a request for a machine check to what is injected: everything that makes no sense is refused by name.
 
-use crate::command::{Error, ErrorCode, MceClass, MceOrigin, MceReach, MceRegisters, MceRequest};
-use crate::fault::{InjectError, Injection, What};
+use crate::command::{Error, ErrorCode, MceClass, MceMode, MceOrigin, MceReach, MceRegisters, MceRequest};
+use crate::fault::{InjectError, Injection, Mode, What};
 use crate::units::Address;
 use crate::x86::mca::{
     BankRecord, ErrorClass, Flavour, MCG_EIPV, MCG_LMCES, MCG_MCIP, MCG_RIPV, MachineError, McaConfig, Reach,
@@ -37,7 +37,11 @@ pub fn injection(request: &MceRequest, config: &McaConfig, address_bits: u8) -> 
             ));
         }
     };
-    Ok(Injection { what, reach, origin: MceOrigin::Request })
+    let mode = request.mode.map(|mode| match mode {
+        MceMode::User => Mode::User,
+        MceMode::Kernel => Mode::Kernel,
+    });
+    Ok(Injection { what, reach, origin: MceOrigin::Request, mode })
 }
 
 fn error(request: &MceRequest, class: MceClass, address_bits: u8) -> Result<MachineError, Error> {

@@ -110,7 +110,9 @@ fn every_class(kind: &Kind) {
     // A process that runs is ended by what it is said to have consumed; with a broadcast every vCPU takes part.
     let page = victim(&mut guest, "busy", last, "while :; do :; done");
     let counts = taken(&mut guest);
-    let before = mce(&guest, last, "srar", &page);
+    let before = guest.last_event();
+    let vcpu = last.to_string();
+    guest.ctl(&["mce", "--vcpu", &vcpu, "--class", "srar", "--address", &page, "--mode", "user"]);
     guest.event(before, "mce_delivered", |event| event["vcpu"] == last && event["origin"] == "request");
     assert_eq!(guest.until_ok("cat /tmp/busy.status", POLLED), SIGBUS);
     let expected: Vec<u64> = (0..)
