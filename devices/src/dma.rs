@@ -1,7 +1,8 @@
 //! Guest memory as a device reaches it: inside the map, and free of poison, or an error.
 //!
 //! The map may be swapped while the machine runs (memory devices come and go), so a device holds a [`Dma`] and
-//! takes a [`DmaView`], a snapshot, for each piece of work. Every access of a view is checked against the map and
+//! takes a [`DmaView`], a snapshot, for each piece of work. What it means are the addresses as they were when the work
+//! was begun: memory that has departed or come since is told from it by its generation. Every access of a view is checked against the map and
 //! against the machine's poison. A view also implements [`GuestMemory`], so that crates written against that
 //! trait (virtio-queue) go through the same checks.
 
@@ -40,6 +41,38 @@ pub trait PoisonView: Send + Sync {
     fn met(&self, access: &PoisonedAccess<'_>) {
         let _ = access;
     }
+
+    /// The generation of the memory map: a number that grows whenever memory comes or goes, before that takes effect.
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    /// Whether any of `[gpa, gpa + len)` belongs to memory that has departed, or that has come after `generation`:
+    /// whoever named it then meant something else. Asked within [`Self::held`], it stays true until that ends.
+    fn gone(&self, gpa: u64, len: u64, generation: u64) -> bool {
+        let _ = (gpa, len, generation);
+        false
+    }
+
+    /// A device's access met memory that is gone, and failed.
+    fn late(&self, access: &LateAccess<'_>) {
+        let _ = access;
+    }
+}
+
+/// An access of a device to memory that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LateAccess<'a> {
+    /// The device, by the name that [`Dma::named`] gave.
+    pub by: &'a str,
+    /// Its first address.
+    pub gpa: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The generation in which the device was given the address.
+    pub generation: u64,
+    /// Whether the device wrote.
+    pub write: bool,
 }
 
 /// An access of a device that met poison.
@@ -73,6 +106,16 @@ pub enum DmaError {
     /// Part of the range is not memory.
     #[error("Device access to {gpa:#x}+{len:#x} is outside guest memory: the driver gave a wrong address")]
     OutOfRange {
+        /// First address.
+        gpa: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// The memory that the request named has departed, whether or not there is other memory at its address by now.
+    #[error(
+        "Device access to {gpa:#x}+{len:#x} came after its memory had departed: the driver must drop the request"
+    )]
+    Gone {
         /// First address.
         gpa: u64,
         /// Length in bytes.
@@ -129,9 +172,21 @@ impl Dma {
         Self { by: Arc::from(name), ..self.clone() }
     }
 
-    /// The map as it is now. Take a new view for each piece of work: an old one keeps departed memory reachable.
+    /// The map as it is now. Take a new view for each piece of work: an old one does not see memory that comes.
     pub fn view(&self) -> DmaView {
-        DmaView { memory: self.memory.memory(), poison: self.poison.clone(), by: self.by.clone() }
+        self.view_of(self.generation())
+    }
+
+    /// The generation of the memory map. A request that completes later keeps the one of its submission, and
+    /// transfers through [`Self::view_of`] it.
+    pub fn generation(&self) -> u64 {
+        self.poison.generation()
+    }
+
+    /// The map as it is now, for a request that was submitted in `generation`: memory that has departed or come since
+    /// is not what the request meant, so a transfer to it lands nowhere, fails and is reported.
+    pub fn view_of(&self, generation: u64) -> DmaView {
+        DmaView { memory: self.memory.memory(), generation, poison: self.poison.clone(), by: self.by.clone() }
     }
 
     /// Reads `[gpa, gpa + data.len())`. See [`DmaView::read`].
@@ -161,6 +216,8 @@ impl fmt::Debug for Dma {
 #[derive(Clone)]
 pub struct DmaView {
     memory: GuestMemoryLoadGuard<GuestMemoryMmap>,
+    /// What memory was there when the work was begun.
+    generation: u64,
     poison: Arc<dyn PoisonView>,
     by: Arc<str>,
 }
@@ -169,7 +226,7 @@ impl DmaView {
     /// Whether all of `[gpa, gpa + len)` is memory without poison. An empty range always is.
     ///
     /// # Errors
-    /// [`DmaError::OutOfRange`] and [`DmaError::Poisoned`].
+    /// [`DmaError::OutOfRange`], [`DmaError::Gone`] and [`DmaError::Poisoned`].
     pub fn check(&self, gpa: u64, len: u64) -> Result<(), DmaError> {
         if len == 0 {
             return Ok(());
@@ -178,6 +235,11 @@ impl DmaView {
             && usize::try_from(len).is_ok_and(|length| {
                 GuestMemoryBackend::check_range(&*self.memory, GuestAddress(gpa), length)
             });
+        // As long as nothing comes or goes, what the map has is what the work meant.
+        let changed = !inside || self.poison.generation() != self.generation;
+        if changed && self.poison.gone(gpa, len, self.generation) {
+            return Err(DmaError::Gone { gpa, len });
+        }
         if !inside {
             return Err(DmaError::OutOfRange { gpa, len });
         }
@@ -239,10 +301,17 @@ impl DmaView {
         result.inspect_err(|error| self.report(error, access))
     }
 
-    /// Tells the machine of an access that met poison.
+    /// Tells the machine of an access that met poison, or memory that is gone.
     fn report(&self, error: &DmaError, access: Permissions) {
-        if let &DmaError::Poisoned { gpa, len, line } = error {
-            self.poison.met(&PoisonedAccess { by: &self.by, gpa, len, line, write: access.has_write() });
+        let (by, write) = (&*self.by, access.has_write());
+        match *error {
+            DmaError::Poisoned { gpa, len, line } => {
+                self.poison.met(&PoisonedAccess { by, gpa, len, line, write });
+            }
+            DmaError::Gone { gpa, len } => {
+                self.poison.late(&LateAccess { by, gpa, len, generation: self.generation, write });
+            }
+            _ => {}
         }
     }
 
@@ -338,6 +407,7 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::Ordering;
 
     use vm_memory::{GuestRegionMmap, MmapRegion};
@@ -414,6 +484,50 @@ mod tests {
         let dma = Dma::new(GuestMemoryAtomic::new(memory), Arc::new(Losing::default()));
         let error = dma.read(0x48, &mut [0; 8]).unwrap_err();
         assert!(matches!(error, DmaError::Poisoned { line: 0x40, .. }), "{error}");
+    }
+
+    /// A machine whose memory from 0x1000 on came with generation 2, and from 0x2000 on departed with generation 3.
+    #[derive(Default)]
+    struct Changing(Mutex<Vec<(u64, bool)>>);
+
+    impl PoisonView for Changing {
+        fn poisoned(&self, _gpa: u64, _len: u64) -> Option<u64> {
+            None
+        }
+
+        fn generation(&self) -> u64 {
+            3
+        }
+
+        fn gone(&self, gpa: u64, len: u64, generation: u64) -> bool {
+            let touches = |start: u64| gpa < start + 0x1000 && start < gpa + len;
+            touches(0x2000) || (touches(0x1000) && generation < 2)
+        }
+
+        fn late(&self, access: &LateAccess<'_>) {
+            assert_eq!(access.by, "disk0");
+            self.0.lock().unwrap().push((access.gpa, access.write));
+        }
+    }
+
+    #[test]
+    fn what_is_submitted_in_one_generation_lands_in_no_other() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap();
+        let machine = Arc::new(Changing::default());
+        let dma = Dma::new(GuestMemoryAtomic::new(memory), machine.clone()).named("disk0");
+        assert_eq!(dma.generation(), 3);
+        let old = dma.view_of(1);
+        old.write(0xff8, &[1; 8]).unwrap();
+        for gpa in [0xffc, 0x1000] {
+            assert!(matches!(old.write(gpa, &[1; 8]), Err(DmaError::Gone { .. })), "{gpa:#x}");
+        }
+        assert!(matches!(dma.read(0x2000, &mut [0]), Err(DmaError::Gone { .. })));
+        assert!(matches!(dma.read(0x3000, &mut [0]), Err(DmaError::OutOfRange { .. })));
+        dma.write(0x1000, &[2; 8]).unwrap();
+        assert_eq!(*machine.0.lock().unwrap(), [(0xffc, true), (0x1000, true), (0x2000, false)]);
+        let mut data = [0; 0x10];
+        dma.read(0xff8, &mut data).unwrap();
+        assert_eq!(data, [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2], "nothing old in what is new");
     }
 
     #[test]

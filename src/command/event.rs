@@ -392,7 +392,7 @@ pub enum Event {
     StaleDma {
         /// The device whose DMA it was.
         by: String,
-        /// The memory device that was there.
+        /// The memory device that has departed, or the one that was spared because it is in its place by now.
         device: String,
         /// Guest-physical address.
         gpa: Address,

@@ -1,9 +1,9 @@
-//! What devices must know of poison, and what the machine tells of them.
+//! What devices must know of poison and departures, and what the machine tells of them.
 
 use std::fmt;
 use std::sync::Arc;
 
-use aconite_devices::dma::{PoisonView, PoisonedAccess};
+use aconite_devices::dma::{LateAccess, PoisonView, PoisonedAccess};
 
 use crate::command::{Direction, Event, EventBus};
 use crate::memory::{AddressSpace, LINE_SIZE, host_fault};
@@ -53,6 +53,26 @@ impl PoisonView for DevicePoison {
             gpa: access.gpa.into(),
             bytes: access.len,
             line: access.line.into(),
+            direction: if access.write { Direction::Write } else { Direction::Read },
+        });
+    }
+
+    fn generation(&self) -> u64 {
+        self.space.generation()
+    }
+
+    fn gone(&self, gpa: u64, len: u64, generation: u64) -> bool {
+        self.space.gone(gpa, len, generation).is_some()
+    }
+
+    fn late(&self, access: &LateAccess<'_>) {
+        let met = self.space.gone(access.gpa, access.len, access.generation);
+        let device = met.map_or_else(String::new, |region| region.name().to_owned());
+        self.events.publish(Event::StaleDma {
+            by: access.by.to_owned(),
+            device,
+            gpa: access.gpa.into(),
+            bytes: access.len,
             direction: if access.write { Direction::Write } else { Direction::Read },
         });
     }

@@ -295,10 +295,9 @@ impl MemoryDevices {
         };
         self.events.publish(step(RemovalStep::Requested, None));
         {
-            region.depart().map_err(|error| {
+            self.space.depart(&region).map_err(|error| {
                 Error::new(ErrorCode::HostLimit, error.to_string(), "raise vm.max_map_count of the host")
             })?;
-            self.space.refresh();
             self.units.remove(unit);
         }
         self.events.publish(step(RemovalStep::Surprised, None));
@@ -372,11 +371,10 @@ impl MemoryDevices {
         if device.state == MemoryState::Departed {
             return;
         }
-        if let Err(error) = device.region.depart() {
+        if let Err(error) = self.space.depart(&device.region) {
             tracing::error!(%error, device = device.id, "ejected memory stays within reach");
             return;
         }
-        self.space.refresh();
         device.state = MemoryState::Departed;
         self.events.publish(Event::Removal {
             device: device.id.clone(),

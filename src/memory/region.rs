@@ -131,7 +131,7 @@ pub struct Region {
     unit: u64,
     host_address: u64,
     alias: Arc<MmapRegion>,
-    /// Read by transfers of devices, written by whoever poisons.
+    /// Read by transfers of devices, written by whoever poisons, or takes the memory away.
     transfers: RwLock<()>,
     state: Mutex<State>,
 }
@@ -320,8 +320,8 @@ impl Region {
         self.state().policy = policy;
     }
 
-    /// Lets nothing of the region become poisoned while what is returned lives. Whoever poisons waits, so it must not
-    /// live for longer than it takes to move some bytes.
+    /// Lets nothing of the region become poisoned, or depart, while what is returned lives. Whoever wants to waits, so
+    /// it must not live for longer than it takes to move some bytes.
     pub fn hold_poison(&self) -> RwLockReadGuard<'_, ()> {
         self.transfers.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -468,8 +468,9 @@ impl Region {
         }
     }
 
-    /// Takes the memory away: from now on every access traps, and finds ones.
+    /// Takes the memory away: from now on every access traps, and finds ones. Transfers that have begun end first.
     pub fn depart(&self) -> Result<(), MapError> {
+        let _no_transfer = self.transfers.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state();
         if !state.departed {
             state.map.vanish()?;
