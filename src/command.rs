@@ -29,10 +29,10 @@ pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
 pub use self::injection::{InjectionSeverity, InjectionStep};
 pub use self::mce::{MceClass, MceMode, MceQueued, MceReach, MceRegisters, MceRequest};
-pub use self::poison::round_ranges;
+pub use self::poison::{EveryStride, PoisonAlign, PoisonPattern, PoisonPlace, ProcessMemory, RandomLines};
 pub use self::reply::{
     MachineInfo, MachineState, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
-    PoisonCleared, PoisonState, Reply,
+    PoisonCleared, PoisonGuard, PoisonPlaced, PoisonState, Reply,
 };
 use crate::config::{Channel, Pmem};
 pub use crate::memory::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress};
@@ -55,12 +55,21 @@ pub enum Command {
         /// The device's id.
         device: String,
         /// What to poison; all of it or nothing.
-        ranges: Vec<ByteRange>,
+        what: PoisonPattern,
+    },
+    /// Makes memory bad by its address; all of it or nothing. Answers [`Reply::PoisonPlaced`].
+    PoisonPlace {
+        /// What to poison. The memory of a process is looked up on the way to the machine.
+        place: PoisonPlace,
     },
     /// The poison of a device. Answers [`Reply::PoisonList`].
     PoisonList {
         /// The device's id.
         device: String,
+        /// The first offset of interest.
+        from: u64,
+        /// Most ranges to list.
+        limit: usize,
     },
     /// What poison of a device does to processors, changed before as asked. Answers [`Reply::PoisonPolicy`].
     PoisonPolicy {
@@ -170,7 +179,7 @@ impl Command {
             Self::MachineInfo => "info",
             Self::ListMemory => "memory list",
             Self::ShowMemory { .. } => "memory show",
-            Self::PoisonAdd { .. } => "poison add",
+            Self::PoisonAdd { .. } | Self::PoisonPlace { .. } => "poison add",
             Self::PoisonList { .. } => "poison list",
             Self::PoisonPolicy { .. } => "poison policy",
             Self::PoisonClear { .. } => "poison clear",
@@ -203,7 +212,7 @@ impl Command {
             | Self::PoisonPolicy { .. }
             | Self::ShowOperation { .. }
             | Self::Quit => (&[Starting, Running, Paused, Stopped], ""),
-            Self::PoisonAdd { .. } | Self::PoisonClear { .. } => {
+            Self::PoisonAdd { .. } | Self::PoisonPlace { .. } | Self::PoisonClear { .. } => {
                 (&[Starting, Running, Paused], "start another machine")
             }
             Self::Notify { .. }

@@ -8,13 +8,18 @@ use super::Executor;
 use crate::command::{
     ClearedBy, Command, CperAccepted, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState,
     MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
-    PoisonPolicy, PoisonState, RemoveMode, Reply, round_ranges,
+    PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, RemoveMode, Reply,
 };
 use crate::config::{Channel, PmemSource, Via};
+use crate::memory::{GuardMethod, RangeSet, round_out};
 use crate::units::{ByteRange, GIB};
 
 /// The granularity of the fake's poison.
 pub const GRANULARITY: u64 = 4096;
+
+/// What guards the fake's poison, in words only.
+const GUARD: PoisonGuard =
+    PoisonGuard { method: GuardMethod::Protection, guarded_pages: 1, clean_guarded_pages: 0 };
 
 /// The fake.
 pub struct FakeMachine {
@@ -38,6 +43,36 @@ impl FakeMachine {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Poisons by the page.
+    fn poison(
+        &self,
+        (found, poison): &mut (MemoryDevice, Vec<ByteRange>),
+        what: PoisonPattern,
+    ) -> Result<PoisonAdded, Error> {
+        let ranges = what.ranges(&found.id, &[ByteRange::new(0, found.size)])?;
+        if let Some(range) = ranges.iter().find(|range| range.end().is_none_or(|end| end > found.size)) {
+            let message = format!("The range {range} is not in {}", found.id);
+            return Err(Error::new(
+                ErrorCode::OutsideDevice,
+                message,
+                format!("stay below {:#x}", found.size),
+            ));
+        }
+        let bytes = |range: &ByteRange| range.offset.0..range.offset.0 + range.length;
+        let pages: RangeSet = ranges.iter().map(|range| round_out(bytes(range), GRANULARITY)).collect();
+        let armed: Vec<_> = pages.iter().map(|r| ByteRange::new(r.start, r.end - r.start)).collect();
+        poison.extend(&armed);
+        found.poisoned = poison.iter().map(|range| range.length).sum();
+        self.bus.publish(Event::poison_added(&found.id, &armed));
+        Ok(PoisonAdded {
+            device: found.id.clone(),
+            rounded: armed != ranges,
+            armed,
+            granularity: GRANULARITY,
+            guard: GUARD,
+        })
     }
 
     /// Whether it was told to quit.
@@ -112,6 +147,7 @@ impl Executor for FakeMachine {
                 kernel_version: Some("6.12.95".to_owned()),
                 vcpus: 2,
                 memory: GIB,
+                memory_poisoned: 0,
                 host: "kvm".to_owned(),
                 agent: true,
                 free_slots: 4,
@@ -121,47 +157,42 @@ impl Executor for FakeMachine {
                 Reply::MemoryList(state.devices.iter().map(|(device, _)| device.clone()).collect())
             }
             Command::ShowMemory { device } => Reply::Memory(state.find(&device)?.0.clone()),
-            Command::PoisonAdd { device, ranges } => {
-                let (found, poison) = state.find(&device)?;
-                let armed = round_ranges(&device, &ranges, found.size, GRANULARITY)?;
-                poison.extend(&armed);
-                found.poisoned = poison.iter().map(|range| range.length).sum();
-                self.bus.publish(Event::PoisonAdded { device: device.clone(), ranges: armed.clone() });
-                let rounded = armed != ranges;
-                Reply::PoisonAdded(PoisonAdded {
-                    device,
-                    requested: ranges,
-                    armed,
-                    granularity: GRANULARITY,
-                    rounded,
-                })
+            Command::PoisonAdd { device, what } => {
+                Reply::PoisonAdded(self.poison(state.find(&device)?, what)?)
             }
-            Command::PoisonList { device } => {
+            Command::PoisonPlace { place: PoisonPlace::Addresses(ranges) } => {
+                let added = self.poison(state.find("p0")?, PoisonPattern::Ranges(ranges))?;
+                Reply::PoisonPlaced(PoisonPlaced { placed: vec![added] })
+            }
+            Command::PoisonPlace { place: PoisonPlace::Process(_) } => {
+                return Err(Error::new(ErrorCode::GuestRefused, "There is no process 7", "name another one"));
+            }
+            Command::PoisonList { device, from, limit } => {
                 let (found, poison) = state.find(&device)?;
+                let mut ranges: Vec<_> =
+                    poison.iter().filter(|range| range.offset.0 >= from).copied().collect();
+                let next = ranges.get(limit).map(|range| range.offset);
+                ranges.truncate(limit);
                 Reply::PoisonList(PoisonState {
                     device,
-                    ranges: poison.clone(),
+                    ranges,
+                    next,
                     granularity: GRANULARITY,
                     bytes: found.poisoned,
+                    guard: GUARD,
                 })
             }
             Command::PoisonPolicy { device, change } => {
                 state.find(&device)?;
                 Reply::PoisonPolicy(change.apply(PoisonPolicy::default()))
             }
-            Command::PoisonClear { device, ranges } => {
+            Command::PoisonClear { device, .. } => {
                 let (found, poison) = state.find(&device)?;
-                let requested = ranges.unwrap_or_else(|| vec![ByteRange::new(0, found.size)]);
                 let cleared = std::mem::take(poison);
                 found.poisoned = 0;
-                self.bus.publish(Event::PoisonCleared {
-                    device: device.clone(),
-                    ranges: cleared.clone(),
-                    by: ClearedBy::Request,
-                });
+                self.bus.publish(Event::poison_cleared(&device, &cleared, ClearedBy::Request));
                 Reply::PoisonCleared(PoisonCleared {
                     device,
-                    requested,
                     cleared,
                     granularity: GRANULARITY,
                     note: PoisonCleared::GUEST_KEEPS_ITS_LIST.to_owned(),

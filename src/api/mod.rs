@@ -71,7 +71,8 @@ impl Default for Limits {
         Self {
             connections: 64,
             head: 16 << 10,
-            body: 1 << 20,
+            // 100 000 ranges of poison are some four millions.
+            body: 8 << 20,
             idle: Duration::from_secs(120),
             request: Duration::from_secs(20),
             reply: Duration::from_secs(30),

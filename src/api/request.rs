@@ -1,5 +1,6 @@
 //! The way from a request to what it means: finding the route, its parameters and its body.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::http::percent_decode;
@@ -182,32 +183,41 @@ pub(super) fn wrong_value(name: &str, error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::BadParameter, format!("Parameter {name}: {problem}"), remedy)
 }
 
-/// The JSON of a reply, with the number of the event that came before it.
+/// A reply with the number of the event that came before it.
+#[derive(Serialize)]
+struct Numbered<T> {
+    #[serde(flatten)]
+    reply: T,
+    seq: u64,
+}
+
+/// The JSON text of a reply, with the number of the event that came before it. It is written in one go: lists of poison
+/// are long.
 ///
 /// # Errors
 /// The reply cannot be written as JSON, which is a mistake of this program.
-pub fn reply_json(reply: Reply, seq: u64) -> Result<serde_json::Value, Error> {
-    let value = match reply {
-        Reply::Done => serde_json::to_value(Done {}),
-        Reply::Machine(info) => serde_json::to_value(info),
-        Reply::MemoryList(memory) => serde_json::to_value(MemoryList { memory }),
-        Reply::Memory(device) => serde_json::to_value(device),
-        Reply::PoisonAdded(added) => serde_json::to_value(added),
-        Reply::PoisonPolicy(policy) => serde_json::to_value(policy),
-        Reply::PoisonList(list) => serde_json::to_value(list),
-        Reply::PoisonCleared(cleared) => serde_json::to_value(cleared),
-        Reply::MceQueued(queued) => serde_json::to_value(queued),
-        Reply::Cper(accepted) => serde_json::to_value(accepted),
-        Reply::Operation(operation) => serde_json::to_value(operation),
-    };
-    let internal = |message: String| Error::new(ErrorCode::Internal, message, "report this as a bug");
-    match value.map_err(|error| internal(format!("A reply cannot be written: {error}")))? {
-        serde_json::Value::Object(mut object) => {
-            object.insert("seq".to_owned(), seq.into());
-            Ok(object.into())
-        }
-        other => Err(internal(format!("A reply is no object: {other}"))),
+pub fn reply_text(reply: &Reply, seq: u64) -> Result<Vec<u8>, Error> {
+    fn text<T: Serialize>(reply: T, seq: u64) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec(&Numbered { reply, seq })
     }
+    let text = match reply {
+        Reply::Done => text(Done {}, seq),
+        Reply::Machine(info) => text(info, seq),
+        Reply::MemoryList(memory) => text(MemoryList { memory: memory.clone() }, seq),
+        Reply::Memory(device) => text(device, seq),
+        Reply::PoisonAdded(added) => text(added, seq),
+        Reply::PoisonPlaced(placed) => text(placed, seq),
+        Reply::PoisonPolicy(policy) => text(policy, seq),
+        Reply::PoisonList(list) => text(list, seq),
+        Reply::PoisonCleared(cleared) => text(cleared, seq),
+        Reply::MceQueued(queued) => text(queued, seq),
+        Reply::Cper(accepted) => text(accepted, seq),
+        Reply::Operation(operation) => text(operation, seq),
+    };
+    text.map_err(|error| {
+        let message = format!("A reply cannot be written: {error}");
+        Error::new(ErrorCode::Internal, message, "report this as a bug")
+    })
 }
 
 #[cfg(test)]

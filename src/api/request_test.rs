@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::command::{
-    Command, Consume, FullLineStore, MceClass, MceReach, MceRequest, NotifyKind, PolicyChange, RemoveMode,
+    Command, Consume, EveryStride, FullLineStore, MceClass, MceReach, MceRequest, NotifyKind, PoisonAlign,
+    PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines, RemoveMode,
 };
 use crate::config::{Channel, Pmem};
 use crate::units::Address;
@@ -27,14 +28,56 @@ fn every_route_leads_to_its_command() {
         ("GET", "/v1/machine", "", Command::MachineInfo),
         ("GET", "/v1/memory", "", Command::ListMemory),
         ("GET", "/v1/memory/p0", "", Command::ShowMemory { device: device() }),
-        ("GET", "/v1/memory/%700/poison", "", Command::PoisonList { device: device() }),
+        (
+            "GET",
+            "/v1/memory/%700/poison",
+            "",
+            Command::PoisonList { device: device(), from: 0, limit: 10_000 },
+        ),
+        (
+            "GET",
+            "/v1/memory/p0/poison?from=0x1000&limit=5",
+            "",
+            Command::PoisonList { device: device(), from: 4096, limit: 5 },
+        ),
         (
             "POST",
             "/v1/memory/p0/poison",
             r#"{"ranges": [{"offset": "0x200040", "length": 64}, {"offset": 4096, "length": 1}]}"#,
             Command::PoisonAdd {
                 device: device(),
-                ranges: vec![ByteRange::new(0x200040, 64), ByteRange::new(4096, 1)],
+                what: PoisonPattern::Ranges(vec![ByteRange::new(0x200040, 64), ByteRange::new(4096, 1)]),
+            },
+        ),
+        (
+            "POST",
+            "/v1/memory/p0/poison",
+            r#"{"random": {"count": 5, "within": {"offset": 0, "length": 4096}, "align": "sector"}}"#,
+            Command::PoisonAdd {
+                device: device(),
+                what: PoisonPattern::Random(RandomLines {
+                    count: 5,
+                    seed: 0,
+                    within: Some(ByteRange::new(0, 4096)),
+                    align: PoisonAlign::Sector,
+                }),
+            },
+        ),
+        (
+            "POST",
+            "/v1/memory/p0/poison",
+            r#"{"every": {"stride": 4096}}"#,
+            Command::PoisonAdd {
+                device: device(),
+                what: PoisonPattern::Every(EveryStride { stride: 4096, length: 64, within: None }),
+            },
+        ),
+        (
+            "POST",
+            "/v1/poison",
+            r#"{"process": {"pid": 7, "address": "0x7f00"}}"#,
+            Command::PoisonPlace {
+                place: PoisonPlace::Process(ProcessMemory { pid: 7, address: 0x7f00.into(), length: 1 }),
             },
         ),
         (
@@ -235,13 +278,6 @@ fn every_mistake_has_its_code_and_words() {
             "{",
             ErrorCode::BadJson,
             "The body is no JSON: EOF while parsing an object at line 1 column 1; send one JSON object",
-        ),
-        (
-            "POST",
-            "/v1/memory/p0/poison",
-            "{\"ranges\": []}",
-            ErrorCode::BadParameter,
-            "The list \"ranges\" is empty; name at least one range, such as {\"offset\": \"0x200040\", \"length\": 64}",
         ),
         (
             "POST",

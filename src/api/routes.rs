@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use super::request::{Input, wrong_value};
 use crate::command::{
     Command, CperAccepted, CperRequest, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice,
-    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPolicy, PoisonState, PolicyChange, Record,
-    RemoveMode,
+    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace, PoisonPlaced,
+    PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
-use crate::units::{ByteRange, TimeSpan};
+use crate::units::{Address, TimeSpan};
 
 /// What is to be done for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +101,11 @@ pub const COMMON_ERRORS: &[ErrorCode] = &[
     ErrorCode::Internal,
 ];
 
+/// Ranges that a list of poison has if nothing is said.
+const DEFAULT_LISTED: usize = 10_000;
+/// Most ranges that it can have.
+const MOST_LISTED: usize = 100_000;
+
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
@@ -115,14 +120,6 @@ pub struct MemoryList {
 /// An answer without content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Done {}
-
-/// A request to poison bytes of a device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PoisonRequest {
-    /// What to poison; all of it or nothing. At least one range.
-    pub ranges: Vec<ByteRange>,
-}
 
 /// A request to send the guest a notification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -238,13 +235,42 @@ pub const ROUTES: &[Route] = &[
         method: "GET",
         path: "/v1/memory/{id}/poison",
         name: "poison_list",
-        summary: "The poison of a device",
-        query: &[],
+        summary: "The poison of a device, or of all RAM: its id is ram, and its offsets are guest-physical addresses",
+        query: &[
+            Parameter {
+                name: "from",
+                summary: "The first offset of interest, such as the next of the answer before. Default: 0",
+                required: false,
+                repeated: false,
+                schema: of::<Address>,
+            },
+            Parameter {
+                name: "limit",
+                summary: "Most ranges to list, 1 to 100000. Default: 10000",
+                required: false,
+                repeated: false,
+                schema: of::<u64>,
+            },
+        ],
         request: None,
         status: 200,
         reply: ReplyKind::Object(of::<PoisonState>),
         errors: &[ErrorCode::NoSuchDevice],
-        handler: |input| Ok(Action::Execute(Command::PoisonList { device: input.id() })),
+        handler: |input| {
+            let from = match input.text("from") {
+                None => 0,
+                Some(text) => text.parse::<Address>().map_err(|error| wrong_value("from", error))?.0,
+            };
+            let limit = match input.text("limit") {
+                None => DEFAULT_LISTED,
+                Some(text) => {
+                    text.parse().ok().filter(|limit| (1..=MOST_LISTED).contains(limit)).ok_or_else(|| {
+                        wrong_value("limit", format_args!("{text:?} is no limit: give 1 to {MOST_LISTED}"))
+                    })?
+                }
+            };
+            Ok(Action::Execute(Command::PoisonList { device: input.id(), from, limit }))
+        },
     },
     Route {
         method: "POST",
@@ -252,7 +278,7 @@ pub const ROUTES: &[Route] = &[
         name: "poison_add",
         summary: "Make bytes of a device bad: the next load of them is a machine check",
         query: &[],
-        request: Some(of::<PoisonRequest>),
+        request: Some(of::<PoisonPattern>),
         status: 200,
         reply: ReplyKind::Object(of::<PoisonAdded>),
         errors: &[
@@ -263,17 +289,26 @@ pub const ROUTES: &[Route] = &[
             ErrorCode::WrongDeviceState,
             ErrorCode::HostLimit,
         ],
-        handler: |input| {
-            let ranges = input.body::<PoisonRequest>()?.ranges;
-            if ranges.is_empty() {
-                return Err(Error::new(
-                    ErrorCode::BadParameter,
-                    "The list \"ranges\" is empty",
-                    "name at least one range, such as {\"offset\": \"0x200040\", \"length\": 64}",
-                ));
-            }
-            Ok(Action::Execute(Command::PoisonAdd { device: input.id(), ranges }))
-        },
+        handler: |input| Ok(Action::Execute(Command::PoisonAdd { device: input.id(), what: input.body()? })),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/poison",
+        name: "poison_place",
+        summary: "Make memory bad by its guest-physical address, or by a process of the guest and its virtual address",
+        query: &[],
+        request: Some(of::<PoisonPlace>),
+        status: 200,
+        reply: ReplyKind::Object(of::<PoisonPlaced>),
+        errors: &[
+            ErrorCode::BadJson,
+            ErrorCode::OutsideDevice,
+            ErrorCode::WrongState,
+            ErrorCode::WrongDeviceState,
+            ErrorCode::GuestRefused,
+            ErrorCode::HostLimit,
+        ],
+        handler: |input| Ok(Action::Execute(Command::PoisonPlace { place: input.body()? })),
     },
     Route {
         method: "DELETE",

@@ -261,7 +261,7 @@ fn answer(shared: &Shared, stream: &UnixStream, action: Action, seq: u64) -> Res
         // Streams are sent by the caller.
         Action::Stream { .. } => Reply::Done,
     };
-    let mut text = request::reply_json(reply, seq)?.to_string().into_bytes();
+    let mut text = request::reply_text(&reply, seq)?;
     text.push(b'\n');
     Ok(text)
 }

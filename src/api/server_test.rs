@@ -118,7 +118,7 @@ fn refusals_have_code_message_and_remedy() {
     assert_eq!(error.code, ErrorCode::OutsideDevice);
     let error = refused(client.call("POST", "/v1/memory/p0/poison", Some(&json!({"range": 1}))));
     assert_eq!(error.code, ErrorCode::BadJson);
-    assert!(error.message.contains("unknown field `range`, expected `ranges`"), "{error}");
+    assert!(error.message.contains("unknown variant `range`, expected one of `ranges`"), "{error}");
     let text = fixture.raw(b"PUT /v1/machine HTTP/1.1\r\nConnection: close\r\n\r\n");
     assert!(
         text.starts_with("HTTP/1.1 405 Method Not Allowed\r\n") && text.contains("\r\nAllow: GET\r\n"),

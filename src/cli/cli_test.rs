@@ -61,19 +61,38 @@ fn everything_that_ctl_can_ask() {
     assert!(run("memory p0").unwrap().contains("state: present\n"));
     assert_eq!(
         run("poison add p0 0x200040+64 0x1000").unwrap(),
-        "armed: 0x1000+4096 0x200000+4096\ndevice: p0\ngranularity: 4K\nrequested: 0x200040+64 0x1000+1\n\
-         rounded: yes\n"
+        "armed: 0x1000+4096 0x200000+4096\ndevice: p0\ngranularity: 4K\n\
+         guard: clean_guarded_pages=0, guarded_pages=1, method=protection\nrounded: yes\n"
     );
     assert_eq!(
         run("poison list p0").unwrap(),
-        "bytes: 8K\ndevice: p0\ngranularity: 4K\nranges: 0x1000+4096 0x200000+4096\n"
+        "bytes: 8K\ndevice: p0\ngranularity: 4K\n\
+         guard: clean_guarded_pages=0, guarded_pages=1, method=protection\nranges: 0x1000+4096 0x200000+4096\n"
     );
     let json: serde_json::Value = serde_json::from_str(&run("--json poison list p0").unwrap()).unwrap();
     assert_eq!(json["bytes"], 8192);
     let cleared = run("poison clear p0 0x1000+64 0x200000+1").unwrap();
     assert!(
-        cleared.contains("note: The media is good") && cleared.contains("requested: 0x1000+64 0x200000+1")
+        cleared.contains("note: The media is good")
+            && cleared.contains("cleared: 0x1000+4096 0x200000+4096\n")
     );
+    let list = dir.path().join("list");
+    std::fs::write(&list, "# two lines\n0x3000+64\n\n0x5000 0x7000+1 # and one\n").unwrap();
+    let armed = run(&format!("poison add p0 --from {}", list.display())).unwrap();
+    assert!(armed.starts_with("armed: 0x3000+4096 0x5000+4096 0x7000+4096\n"), "{armed}");
+    let page = run("poison list p0 --from 0x4000 --limit 1").unwrap();
+    assert!(page.contains("next: 0x7000\n") && page.contains("ranges: 0x5000+4096\n"), "{page}");
+    let every = run("poison add p0 --every 64K --length 128 --within 0x10000+0x20000").unwrap();
+    assert!(every.starts_with("armed: 0x10000+4096 0x20000+4096\n"), "{every}");
+    let random = run("--json poison add p0 --count 80 --seed 7 --align page").unwrap();
+    let random: serde_json::Value = serde_json::from_str(&random).unwrap();
+    assert_eq!(
+        random["armed"].as_array().unwrap().iter().map(|r| r["length"].as_u64().unwrap()).sum::<u64>(),
+        80 * 4096
+    );
+    let many = run("poison list p0").unwrap();
+    assert!(many.contains("and 21 more (--json shows all)"), "{many}");
+    run("poison clear p0").unwrap();
     assert!(run("poison clear p0").unwrap().contains("cleared: none\n"));
     assert_eq!(run("notify p0 uncorrectable").unwrap(), "done\n");
     assert_eq!(run("pause").unwrap(), "done\n");
@@ -86,7 +105,7 @@ fn everything_that_ctl_can_ask() {
     let first = events.lines().next().unwrap();
     assert!(
         first.starts_with("     2 ")
-            && first.ends_with(" poison_added device=p0 ranges=0x1000+4096 0x200000+4096"),
+            && first.ends_with(" poison_added bytes=8192 count=2 device=p0 ranges=0x1000+4096 0x200000+4096"),
         "{events}"
     );
     let line = run("--json events").unwrap();
@@ -106,12 +125,9 @@ fn failures_have_their_status_and_words() {
     );
     let _server = Server::start(&path, Arc::new(FakeMachine::new(EventBus::new()))).unwrap();
     let cases = [
+        ("poison add --pid 7 --va 0x1000", 1, "There is no process 7; name another one"),
         ("memory p9", 1, "There is no device \"p9\"; name one of: p0"),
-        (
-            "poison add p0 0x40000000",
-            1,
-            "Range 0x40000000+1 leaves device p0, which has 0x40000000 bytes (1G); stay below offset 0x40000000",
-        ),
+        ("poison add p0 0x40000000", 1, "The range 0x40000000+1 is not in p0; stay below 0x40000000"),
         (
             "poison add p0 here",
             2,

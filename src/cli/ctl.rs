@@ -1,7 +1,8 @@
 //! `aconite ctl`: questions and faults for a running machine.
 
+use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -10,10 +11,12 @@ use super::mce::MceArgs;
 use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
 use crate::command::{
-    CperCommon, CperRequest, CperSection, Error, NotifyKind, Operation, OperationState, PolicyChange,
+    CperCommon, CperRequest, CperSection, Error, EveryStride, NotifyKind, Operation, OperationState,
+    PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines,
 };
 use crate::config::{Channel, ConfigError, Pmem};
-use crate::units::{ByteRange, TimeSpan, UnitError};
+use crate::memory::LINE_SIZE;
+use crate::units::{Address, ByteRange, Size, TimeSpan, UnitError};
 
 /// Arguments of `aconite ctl`.
 #[derive(Debug, Clone, Args)]
@@ -105,17 +108,17 @@ pub enum Request {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Poison {
     /// Make bytes bad: the next load of them is a machine check
-    Add {
-        /// The device, or ram: its offsets are guest-physical addresses
-        device: String,
-        /// Offsets in the device, such as 0x200040+64
-        #[arg(required = true, value_name = "OFFSET[+LENGTH]")]
-        ranges: Vec<String>,
-    },
+    Add(#[command(flatten)] Box<PoisonAddArgs>),
     /// What is bad
     List {
         /// The device, or ram
         device: String,
+        /// From this offset on, such as the next of the answer before
+        #[arg(long, value_name = "OFFSET", default_value = "0x0")]
+        from: Address,
+        /// At most so many ranges [default: 10000]
+        #[arg(long, value_name = "N")]
+        limit: Option<u64>,
     },
     /// Say what poison does to processors, and change it first as the options say
     Policy {
@@ -133,6 +136,45 @@ pub enum Poison {
         #[arg(value_name = "OFFSET[+LENGTH]")]
         ranges: Vec<String>,
     },
+}
+
+/// What to poison.
+#[derive(Debug, Clone, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(false).args(["ranges", "from", "count", "every", "va"]))]
+pub struct PoisonAddArgs {
+    /// The device, or ram: its offsets are guest-physical addresses
+    #[arg(required_unless_present = "pid", conflicts_with = "pid")]
+    pub device: Option<String>,
+    /// Offsets in the device, such as 0x200040+64
+    #[arg(value_name = "OFFSET[+LENGTH]")]
+    pub ranges: Vec<String>,
+    /// Offsets in a file, one range a line; - is standard input, and # begins a remark
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+    /// This many lines at random
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+    /// What the choice of --count depends on [default: 0]
+    #[arg(long, requires = "count", value_name = "N")]
+    pub seed: Option<u64>,
+    /// What a line of --count is the first of
+    #[arg(long, requires = "count", value_enum)]
+    pub align: Option<PoisonAlign>,
+    /// A line, or --length bytes, at each multiple of this distance
+    #[arg(long, value_name = "STRIDE")]
+    pub every: Option<Size>,
+    /// Bytes of each piece of --every [default: one line]
+    #[arg(long, requires = "every", value_name = "SIZE")]
+    pub length: Option<Size>,
+    /// Where --count and --every choose [default: all of the device]
+    #[arg(long, value_name = "OFFSET+LENGTH", conflicts_with_all = ["ranges", "from", "va"])]
+    pub within: Option<ByteRange>,
+    /// The memory of a process of the guest: its number there
+    #[arg(long, requires = "va")]
+    pub pid: Option<u32>,
+    /// Virtual address of that memory
+    #[arg(long, requires = "pid", value_name = "ADDRESS[+LENGTH]")]
+    pub va: Option<ByteRange>,
 }
 
 /// What to insert.
@@ -172,6 +214,24 @@ pub enum CtlError {
     /// An argument is wrong.
     #[error("Wrong argument: {0}")]
     Argument(#[from] UnitError),
+    /// A list of ranges cannot be read.
+    #[error("The list of ranges {path} cannot be read: name a file that can, or - for standard input")]
+    List {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A line of it is wrong.
+    #[error("Line {line} of the list of ranges {path} is wrong: {source}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        source: UnitError,
+    },
     /// An operation has failed.
     #[error("Operation {number} on device {device} failed: {error}")]
     Failed {
@@ -204,7 +264,12 @@ impl CtlError {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Client(ClientError::Refused(_)) | Self::Failed { .. } | Self::Unfinished { .. } => 1,
-            Self::Client(_) | Self::Config(_) | Self::Argument(_) | Self::Output(_) => 2,
+            Self::Client(_)
+            | Self::Config(_)
+            | Self::Argument(_)
+            | Self::List { .. }
+            | Self::Line { .. }
+            | Self::Output(_) => 2,
         }
     }
 }
@@ -232,12 +297,14 @@ impl Session {
             Request::Info => self.ask("GET", "/v1/machine", None, output),
             Request::Memory { device: None } => self.ask("GET", "/v1/memory", None, output),
             Request::Memory { device: Some(device) } => self.ask("GET", &memory(device, ""), None, output),
-            Request::Poison(Poison::Add { device, ranges }) => {
-                let body = json!({"ranges": parse_ranges(ranges)?});
-                self.ask("POST", &memory(device, "/poison"), Some(&body), output)
+            Request::Poison(Poison::Add(args)) => {
+                let (target, body) = args.request()?;
+                self.ask("POST", &target, Some(&body), output)
             }
-            Request::Poison(Poison::List { device }) => {
-                self.ask("GET", &memory(device, "/poison"), None, output)
+            Request::Poison(Poison::List { device, from, limit }) => {
+                let limit = limit.map(|limit| format!("&limit={limit}")).unwrap_or_default();
+                let target = format!("{}?from={from}{limit}", memory(device, "/poison"));
+                self.ask("GET", &target, None, output)
             }
             Request::Poison(Poison::Policy { device, change }) => {
                 let target = memory(device, "/poison/policy");
@@ -289,6 +356,56 @@ impl Session {
 
 fn memory(device: &str, rest: &str) -> String {
     format!("/v1/memory/{}{rest}", percent_encode(device))
+}
+
+impl PoisonAddArgs {
+    /// The route and the body of the request.
+    fn request(&self) -> Result<(String, Value), CtlError> {
+        if let (Some(pid), Some(va)) = (self.pid, self.va) {
+            let process = ProcessMemory { pid, address: va.offset, length: va.length };
+            return Ok(("/v1/poison".to_owned(), json!(PoisonPlace::Process(process))));
+        }
+        let pattern = if let Some(path) = &self.from {
+            PoisonPattern::Ranges(ranges_in(path)?)
+        } else if let Some(count) = self.count {
+            PoisonPattern::Random(RandomLines {
+                count,
+                seed: self.seed.unwrap_or(0),
+                within: self.within,
+                align: self.align.unwrap_or_default(),
+            })
+        } else if let Some(stride) = self.every {
+            PoisonPattern::Every(EveryStride {
+                stride: stride.bytes(),
+                length: self.length.map_or(LINE_SIZE, |length| length.bytes()),
+                within: self.within,
+            })
+        } else {
+            PoisonPattern::Ranges(parse_ranges(&self.ranges)?)
+        };
+        let device = self.device.as_deref().unwrap_or_default();
+        Ok((memory(device, "/poison"), json!(pattern)))
+    }
+}
+
+/// The ranges that a file lists, or standard input if it is called `-`.
+fn ranges_in(path: &Path) -> Result<Vec<ByteRange>, CtlError> {
+    let read =
+        || if path == Path::new("-") { io::read_to_string(io::stdin()) } else { fs::read_to_string(path) };
+    let text = read().map_err(|source| CtlError::List { path: path.to_owned(), source })?;
+    let mut ranges = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.split('#').next().unwrap_or_default();
+        for word in line.split_whitespace() {
+            let range = word.parse().map_err(|source| CtlError::Line {
+                path: path.to_owned(),
+                line: index + 1,
+                source,
+            })?;
+            ranges.push(range);
+        }
+    }
+    Ok(ranges)
 }
 
 fn parse_ranges(texts: &[String]) -> Result<Vec<ByteRange>, UnitError> {

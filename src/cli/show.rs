@@ -11,7 +11,10 @@ use crate::command::{MemoryDevice, MemoryState, Record};
 use crate::units::{ByteRange, Size};
 
 /// Fields whose numbers are bytes.
-const SIZES: [&str; 6] = ["size", "memory", "poisoned", "granularity", "bytes", "length"];
+const SIZES: [&str; 7] = ["size", "memory", "memory_poisoned", "poisoned", "granularity", "bytes", "length"];
+
+/// Most items of a list on one line.
+const MOST_SHOWN: usize = 64;
 
 /// A reply as lines.
 pub fn reply(body: &Value) -> String {
@@ -57,7 +60,13 @@ fn short(name: &str, value: &Value) -> String {
             _ => number.to_string(),
         },
         Value::Array(list) if list.is_empty() => "none".to_owned(),
-        Value::Array(list) => list.iter().map(|value| short(name, value)).collect::<Vec<_>>().join(" "),
+        Value::Array(list) => {
+            let mut words: Vec<_> = list.iter().take(MOST_SHOWN).map(|value| short(name, value)).collect();
+            if let Some(more) = list.len().checked_sub(MOST_SHOWN).filter(|more| *more > 0) {
+                words.push(format!("and {more} more (--json shows all)"));
+            }
+            words.join(" ")
+        }
         Value::Object(object) => match serde_json::from_value::<ByteRange>(value.clone()) {
             Ok(range) => range.to_string(),
             Err(_) => fields(object),

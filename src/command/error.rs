@@ -55,6 +55,8 @@ pub enum ErrorCode {
     NotSupported,
     /// The guest has not taken what it was given before.
     QueueFull,
+    /// The guest could not do its part.
+    GuestRefused,
     /// A file is locked by another process.
     FileInUse,
     /// A limit of the host is reached.
@@ -67,7 +69,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes, in the order of the documentation.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::BadHttp,
         Self::BadJson,
         Self::BadParameter,
@@ -91,6 +93,7 @@ impl ErrorCode {
         Self::WrongDeviceState,
         Self::NotSupported,
         Self::QueueFull,
+        Self::GuestRefused,
         Self::FileInUse,
         Self::HostLimit,
         Self::MachineGone,
@@ -115,6 +118,7 @@ impl ErrorCode {
             | Self::WrongDeviceState
             | Self::NotSupported
             | Self::QueueFull
+            | Self::GuestRefused
             | Self::FileInUse => 409,
             Self::LengthRequired => 411,
             Self::BodyTooLarge => 413,

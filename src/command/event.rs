@@ -164,15 +164,23 @@ pub enum Event {
     PoisonAdded {
         /// The device.
         device: String,
-        /// What is poisoned by it, after rounding.
+        /// What is poisoned by it, after rounding; the first ones of many.
         ranges: Vec<ByteRange>,
+        /// How many ranges there are in all.
+        count: u64,
+        /// Their bytes.
+        bytes: u64,
     },
     /// Poison is gone.
     PoisonCleared {
         /// The device.
         device: String,
-        /// What was poisoned before.
+        /// What was poisoned before; the first ones of many.
         ranges: Vec<ByteRange>,
+        /// How many ranges there are in all.
+        count: u64,
+        /// Their bytes.
+        bytes: u64,
         /// Who cleared it.
         by: ClearedBy,
     },
@@ -424,6 +432,28 @@ pub enum Event {
         /// Number of the first lost event; the last one is the number of this record.
         first: u64,
     },
+}
+
+/// Most ranges that an event of poison lists.
+const MOST_LISTED: usize = 64;
+
+impl Event {
+    /// The event of poison that was added.
+    pub fn poison_added(device: &str, ranges: &[ByteRange]) -> Self {
+        let (listed, count, bytes) = listed(ranges);
+        Self::PoisonAdded { device: device.to_owned(), ranges: listed, count, bytes }
+    }
+
+    /// The event of poison that was cleared.
+    pub fn poison_cleared(device: &str, ranges: &[ByteRange], by: ClearedBy) -> Self {
+        let (listed, count, bytes) = listed(ranges);
+        Self::PoisonCleared { device: device.to_owned(), ranges: listed, count, bytes, by }
+    }
+}
+
+fn listed(ranges: &[ByteRange]) -> (Vec<ByteRange>, u64, u64) {
+    let first = ranges.iter().take(MOST_LISTED).copied().collect();
+    (first, ranges.len() as u64, ranges.iter().map(|range| range.length).sum())
 }
 
 /// Who cleared poison.

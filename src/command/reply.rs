@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CperAccepted, Error, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
-use crate::memory::PoisonPolicy;
+use crate::memory::{GuardMethod, PoisonPolicy};
 use crate::units::{Address, ByteRange};
 
 /// The answer to a command that was carried out.
@@ -21,6 +21,8 @@ pub enum Reply {
     Memory(MemoryDevice),
     /// Poison was added.
     PoisonAdded(PoisonAdded),
+    /// Poison was added, to one or several devices.
+    PoisonPlaced(PoisonPlaced),
     /// The poison that there is.
     PoisonList(PoisonState),
     /// What poison of a device does to processors.
@@ -79,6 +81,8 @@ pub struct MachineInfo {
     pub vcpus: u32,
     /// Bytes of RAM.
     pub memory: u64,
+    /// Bytes of RAM that are poisoned.
+    pub memory_poisoned: u64,
     /// Where KVM comes from: `kvm` or `nested`.
     pub host: String,
     /// Whether the agent in the guest answers.
@@ -142,19 +146,39 @@ pub struct MemoryDevice {
     pub stale_accesses: u64,
 }
 
-/// Poison was added: what was asked for, and what is bad now.
+/// Poison was added.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoisonAdded {
     /// The device.
     pub device: String,
-    /// What the request named.
-    pub requested: Vec<ByteRange>,
     /// What is poisoned by it: the requested ranges, widened to the granularity, sorted and merged.
     pub armed: Vec<ByteRange>,
     /// Bytes of the smallest unit that can be poisoned.
     pub granularity: u64,
-    /// Whether `armed` is more than `requested`.
+    /// Whether `armed` is more than what was requested.
     pub rounded: bool,
+    /// What is guarded for it, and for all other poison of the device.
+    pub guard: PoisonGuard,
+}
+
+/// Poison was added by address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoisonPlaced {
+    /// What was poisoned of each device, and of RAM.
+    pub placed: Vec<PoisonAdded>,
+}
+
+/// How the accesses to poison are met: pages that hold some are out of the guest's reach, and each access to one is
+/// looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoisonGuard {
+    /// By what means.
+    pub method: GuardMethod,
+    /// Pages of 4096 bytes that are out of reach.
+    pub guarded_pages: u64,
+    /// Those of them in which nothing is poisoned: the host has too few maps to leave them out. They are as they were,
+    /// but slow.
+    pub clean_guarded_pages: u64,
 }
 
 /// The poison of a device.
@@ -162,12 +186,17 @@ pub struct PoisonAdded {
 pub struct PoisonState {
     /// The device.
     pub device: String,
-    /// What is poisoned, sorted and merged.
+    /// What is poisoned, sorted and merged, from the offset on that the request names, and no more than it allows.
     pub ranges: Vec<ByteRange>,
+    /// Where the next request goes on; missing when there is no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Address>,
     /// Bytes of the smallest unit that can be poisoned.
     pub granularity: u64,
     /// Poisoned bytes in all.
     pub bytes: u64,
+    /// What is guarded for it.
+    pub guard: PoisonGuard,
 }
 
 /// Poison was cleared.
@@ -175,8 +204,6 @@ pub struct PoisonState {
 pub struct PoisonCleared {
     /// The device.
     pub device: String,
-    /// What the request named; the whole device if it named nothing.
-    pub requested: Vec<ByteRange>,
     /// What was poisoned before and is good now.
     pub cleared: Vec<ByteRange>,
     /// Bytes of the smallest unit that can be cleared.

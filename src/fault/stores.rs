@@ -63,11 +63,8 @@ impl Traps {
             match region.clean(std::slice::from_ref(&lines)) {
                 Ok(cleared) if cleared.is_empty() => {}
                 Ok(_) => {
-                    self.events.publish(Event::PoisonCleared {
-                        device: region.name().to_owned(),
-                        ranges: vec![ByteRange::new(region.named_offset(*line), LINE_SIZE)],
-                        by: ClearedBy::Store,
-                    });
+                    let line = [ByteRange::new(region.named_offset(*line), LINE_SIZE)];
+                    self.events.publish(Event::poison_cleared(region.name(), &line, ClearedBy::Store));
                 }
                 Err(error) => tracing::warn!(%error, device = region.name(), "a line stays poisoned"),
             }

@@ -11,7 +11,9 @@ use aconite_devices::bus::lock;
 use aconite_devices::einj::{Einj, Injection, Refusal, Severity};
 
 use super::memory::MemoryDevices;
-use crate::command::{Error, ErrorCode, Event, EventBus, InjectionSeverity, InjectionStep, MceOrigin};
+use crate::command::{
+    Error, ErrorCode, Event, EventBus, InjectionSeverity, InjectionStep, MceOrigin, PoisonPattern,
+};
 use crate::fault::{self, Injector};
 use crate::kvm::Held;
 use crate::memory::LINE_SIZE;
@@ -50,7 +52,10 @@ impl Injections {
         let (id, range) = memory.named_line(injection.address)?;
         match injection.severity {
             Severity::Corrected => Ok(()),
-            Severity::NonFatal | Severity::Fatal => Ok(memory.poison(held, &id, &[range]).map(|_| ())?),
+            Severity::NonFatal | Severity::Fatal => {
+                memory.poison(held, &id, PoisonPattern::Ranges(vec![range]))?;
+                Ok(())
+            }
         }
     }
 

@@ -48,11 +48,8 @@ impl Media for RegionMedia {
         match self.region.clean(std::slice::from_ref(&offsets)) {
             Ok(bad) => {
                 if !bad.is_empty() {
-                    self.events.publish(Event::PoisonCleared {
-                        device: self.region.name().to_owned(),
-                        ranges: bad.into_iter().map(byte_range).collect(),
-                        by: ClearedBy::Guest,
-                    });
+                    let bad: Vec<_> = bad.into_iter().map(byte_range).collect();
+                    self.events.publish(Event::poison_cleared(self.region.name(), &bad, ClearedBy::Guest));
                 }
                 offsets.end - offsets.start
             }
@@ -70,8 +67,7 @@ impl Media for RegionMedia {
         let limit = guard_room(&self.space, &self.region);
         match self.region.poison(std::slice::from_ref(&lines), limit) {
             Ok(_) => {
-                let (device, ranges) = (self.region.name().to_owned(), vec![byte_range(lines)]);
-                self.events.publish(Event::PoisonAdded { device, ranges });
+                self.events.publish(Event::poison_added(self.region.name(), &[byte_range(lines)]));
                 true
             }
             Err(error) => {

@@ -24,7 +24,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -46,12 +46,14 @@ pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
 use crate::api::Executor;
 use crate::command::{
-    Command, Error, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest, Operation, Reply,
+    Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest, Operation,
+    PoisonPlace, ProcessMemory, Reply,
 };
 use crate::config;
 use crate::fault::Progress;
 use crate::kvm::{Held, Stopped};
 use crate::memory::host_fault;
+use crate::units::ByteRange;
 use crate::x86::mca::McaState;
 
 /// How often firmware events that the guest has not fetched are announced again: an edge is lost while the
@@ -92,6 +94,24 @@ pub struct Handle {
     requests: Arc<Mutex<Requests>>,
     wake: Arc<EventFd>,
     events: EventBus,
+    lookup: Arc<OnceLock<Box<dyn ProcessLookup>>>,
+}
+
+/// Whoever can tell where the memory of the guest's processes is.
+pub trait ProcessLookup: Send + Sync + std::fmt::Debug {
+    /// The guest-physical addresses of `memory`, in order of virtual address. The guest may move it at any time.
+    ///
+    /// # Errors
+    /// There is no such process, or the memory is not there; or nobody answers.
+    fn look_up(&self, memory: ProcessMemory) -> Result<Vec<ByteRange>, Error>;
+}
+
+fn no_agent() -> Error {
+    Error::new(
+        ErrorCode::WrongState,
+        "The memory of processes is looked up by the agent, which does not answer (yet)",
+        "wait for the event agent_ready, or start the machine with its agent, or name addresses of ram",
+    )
 }
 
 impl Handle {
@@ -99,6 +119,12 @@ impl Handle {
     pub fn stop(&self, cause: Cause) {
         self.requests().stop.get_or_insert(cause);
         self.ring();
+    }
+
+    /// From now on the memory of processes is looked up by `lookup`.
+    pub fn look_up_with(&self, lookup: Box<dyn ProcessLookup>) {
+        // A machine has one agent, which is connected to once.
+        let _ = self.lookup.set(lookup);
     }
 
     fn ring(&self) {
@@ -114,6 +140,14 @@ impl Handle {
 
 impl Executor for Handle {
     fn execute(&self, command: Command) -> Result<Reply, Error> {
+        // Asked here and not in the main loop, which carries the answer.
+        let command = match command {
+            Command::PoisonPlace { place: PoisonPlace::Process(memory) } => {
+                let lookup = self.lookup.get().ok_or_else(no_agent)?;
+                Command::PoisonPlace { place: PoisonPlace::Addresses(lookup.look_up(memory)?) }
+            }
+            command => command,
+        };
         let (sender, receiver) = mpsc::channel();
         {
             let mut requests = self.requests();
@@ -179,7 +213,12 @@ impl Machine {
             config,
             identity,
             console_log,
-            handle: Handle { requests: Arc::default(), wake: wake.clone(), events: events.clone() },
+            handle: Handle {
+                requests: Arc::default(),
+                wake: wake.clone(),
+                events: events.clone(),
+                lookup: Arc::default(),
+            },
             events,
             messages,
             mailbox: Mailbox::new(sender, wake),
@@ -415,6 +454,7 @@ impl Machine {
                 kernel_version: self.identity.kernel_release.clone(),
                 vcpus: self.config.cpus,
                 memory: self.config.memory.bytes(),
+                memory_poisoned: memory.poisoned_ram(),
                 host: self.identity.host.clone(),
                 agent: self.agent.is_some(),
                 free_slots: memory.free_windows() as u32,
@@ -422,7 +462,9 @@ impl Machine {
             })),
             Command::ListMemory => Ok(Reply::MemoryList(memory.list())),
             Command::ShowMemory { device } => memory.show(device).map(Reply::Memory),
-            Command::PoisonList { device } => memory.poison_list(device).map(Reply::PoisonList),
+            Command::PoisonList { device, from, limit } => {
+                memory.poison_list(device, *from, *limit).map(Reply::PoisonList)
+            }
             Command::PoisonPolicy { device, change } => {
                 memory.poison_policy(device, *change).map(Reply::PoisonPolicy)
             }
@@ -434,6 +476,7 @@ impl Machine {
             Command::ShowOperation { operation } => memory.operation(*operation).map(Reply::Operation),
             Command::Quit => Ok(Reply::Done),
             Command::PoisonAdd { .. }
+            | Command::PoisonPlace { .. }
             | Command::PoisonClear { .. }
             | Command::Remove { .. }
             | Command::Insert { .. }
@@ -446,9 +489,11 @@ impl Machine {
     fn change(&mut self, held: &Held, command: Command) -> Result<Reply, Error> {
         let (memory, platform) = (&mut self.built.memory, &self.built.platform);
         match command {
-            Command::PoisonAdd { device, ranges } => {
-                memory.poison(held, &device, &ranges).map(Reply::PoisonAdded)
+            Command::PoisonAdd { device, what } => memory.poison(held, &device, what).map(Reply::PoisonAdded),
+            Command::PoisonPlace { place: PoisonPlace::Addresses(addresses) } => {
+                memory.poison_addresses(held, &addresses).map(Reply::PoisonPlaced)
             }
+            Command::PoisonPlace { place: PoisonPlace::Process(_) } => Err(no_agent()),
             Command::PoisonClear { device, ranges } => {
                 memory.poison_clear(held, &device, ranges.as_deref()).map(Reply::PoisonCleared)
             }

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use super::chain;
 use super::memory::MemoryDevices;
 use crate::command::{
-    ClearedBy, Error, ErrorCode, Event, PoisonAdded, PoisonCleared, PoisonPolicy, PoisonState, PolicyChange,
+    ClearedBy, Error, ErrorCode, Event, PoisonAdded, PoisonCleared, PoisonGuard, PoisonPattern, PoisonPlaced,
+    PoisonPolicy, PoisonState, PolicyChange,
 };
 use crate::kvm::Held;
 use crate::layout;
-use crate::memory::{AddressSpace, GuardError, LINE_SIZE, RangeSet, Region, RegionKind, round_out};
-use crate::units::ByteRange;
+use crate::memory::{
+    AddressSpace, GuardError, GuardMethod, LINE_SIZE, RangeSet, Region, RegionKind, round_out,
+};
+use crate::units::{Address, ByteRange};
 
 /// The id of all RAM, whose offsets are guest-physical addresses. No device can have it.
 pub const RAM: &str = "ram";
-/// Most poisoned ranges in one answer.
-pub const MOST_RANGES: usize = 100_000;
 /// Maps that are left for everything but guards.
 const SPARE_MAPS: usize = 1000;
 /// Maps that a run of guarded pages adds: itself, and what lies behind it.
@@ -44,9 +45,15 @@ impl Piece<'_> {
 }
 
 impl Target {
+    /// All of it.
+    fn whole(&self) -> Vec<ByteRange> {
+        let whole = |region| Piece { region, range: 0..0 }.named(0..region.len());
+        self.regions.iter().map(whole).collect()
+    }
+
     /// The parts of regions that `ranges` name.
     fn pieces(&self, ranges: &[ByteRange], space: &AddressSpace) -> Result<Vec<Piece<'_>>, Error> {
-        let mut pieces = Vec::new();
+        let mut pieces = Vec::with_capacity(ranges.len());
         for range in ranges {
             let end = range.end().filter(|_| range.length > 0).ok_or_else(|| self.outside(range, space))?;
             let mut at = range.offset.0;
@@ -76,6 +83,35 @@ impl Target {
             "name bytes from 0 to its size, at least one",
         )
     }
+
+    fn guard(&self) -> PoisonGuard {
+        let states = self.regions.iter().map(|region| region.guard_state());
+        states.fold(
+            PoisonGuard { method: GuardMethod::Protection, guarded_pages: 0, clean_guarded_pages: 0 },
+            |sum, state| PoisonGuard {
+                method: if state.method == GuardMethod::Protection { sum.method } else { state.method },
+                guarded_pages: sum.guarded_pages + state.pages,
+                clean_guarded_pages: sum.clean_guarded_pages + state.clean_pages,
+            },
+        )
+    }
+
+    /// The answer to a request for `ranges` that has been carried out.
+    fn added(&self, ranges: &[ByteRange], pieces: &[Piece<'_>]) -> PoisonAdded {
+        let bytes = |range: ByteRange| range.offset.0..range.offset.0 + range.length;
+        let armed: RangeSet = pieces
+            .iter()
+            .map(|piece| bytes(piece.named(round_out(piece.range.clone(), LINE_SIZE))))
+            .collect();
+        let requested: RangeSet = ranges.iter().map(|range| bytes(*range)).collect();
+        PoisonAdded {
+            device: self.id.clone(),
+            rounded: armed != requested,
+            armed: armed.iter().map(byte_range).collect(),
+            granularity: LINE_SIZE,
+            guard: self.guard(),
+        }
+    }
 }
 
 /// Parts of one region, by offset in it.
@@ -97,25 +133,42 @@ fn by_region(pieces: &[Piece<'_>]) -> Vec<Share> {
 }
 
 impl MemoryDevices {
-    /// Poisons `ranges` of a device or of RAM, all or none.
-    pub fn poison(&self, _held: &Held, id: &str, ranges: &[ByteRange]) -> Result<PoisonAdded, Error> {
+    /// Poisons what is asked for of a device or of RAM, all or none.
+    pub fn poison(&self, _held: &Held, id: &str, what: PoisonPattern) -> Result<PoisonAdded, Error> {
         let target = self.target(id, true)?;
-        let pieces = target.pieces(ranges, &self.space)?;
+        let ranges = what.ranges(id, &target.whole())?;
+        let pieces = target.pieces(&ranges, &self.space)?;
         self.arm(&by_region(&pieces))?;
-        let armed: RangeSet = pieces
-            .iter()
-            .map(|piece| piece.named(round_out(piece.range.clone(), LINE_SIZE)))
-            .map(|range| range.offset.0..range.offset.0 + range.length)
-            .collect();
-        let armed: Vec<_> = armed.iter().map(byte_range).collect();
-        self.events.publish(Event::PoisonAdded { device: id.to_owned(), ranges: armed.clone() });
-        Ok(PoisonAdded {
-            device: id.to_owned(),
-            requested: ranges.to_vec(),
-            rounded: armed != ranges,
-            armed,
-            granularity: LINE_SIZE,
-        })
+        let added = target.added(&ranges, &pieces);
+        self.events.publish(Event::poison_added(id, &added.armed));
+        Ok(added)
+    }
+
+    /// Poisons guest-physical `addresses`, whatever they belong to, all or none.
+    pub fn poison_addresses(&self, _held: &Held, addresses: &[ByteRange]) -> Result<PoisonPlaced, Error> {
+        let mut wanted: Vec<(Target, Vec<ByteRange>)> = Vec::new();
+        for range in PoisonPattern::Ranges(addresses.to_vec()).ranges("the guest", &[])? {
+            let region = self.space.find(range.offset.0).ok_or_else(|| not_memory(&range))?;
+            let end = range.end().filter(|end| range.length > 0 && *end <= region.range().end);
+            end.ok_or_else(|| not_memory(&range))?;
+            let named = ByteRange::new(region.named_offset(range.offset.0), range.length);
+            let id = region.name();
+            match wanted.iter_mut().find(|(target, _)| target.id == id) {
+                Some((_, ranges)) => ranges.push(named),
+                None => wanted.push((self.target(id, true)?, vec![named])),
+            }
+        }
+        let mut pieces = Vec::new();
+        for (target, ranges) in &wanted {
+            pieces.push(target.pieces(ranges, &self.space)?);
+        }
+        self.arm(&pieces.iter().flat_map(|pieces| by_region(pieces)).collect::<Vec<_>>())?;
+        let placed = wanted.iter().zip(&pieces).map(|((target, ranges), pieces)| {
+            let added = target.added(ranges, pieces);
+            self.events.publish(Event::poison_added(&target.id, &added.armed));
+            added
+        });
+        Ok(PoisonPlaced { placed: placed.collect() })
     }
 
     fn arm(&self, shares: &[Share]) -> Result<(), Error> {
@@ -138,20 +191,32 @@ impl MemoryDevices {
         Ok(())
     }
 
-    /// The poison of a device or of RAM.
-    pub fn poison_list(&self, id: &str) -> Result<PoisonState, Error> {
+    /// The poison of a device or of RAM from the offset `from` on, at most `limit` ranges.
+    pub fn poison_list(&self, id: &str, from: u64, limit: usize) -> Result<PoisonState, Error> {
         let target = self.target(id, false)?;
         let mut ranges = Vec::new();
+        let mut next = None;
         for region in &target.regions {
-            let all = Piece { region, range: 0..region.len() };
-            let left = MOST_RANGES - ranges.len();
-            ranges.extend(region.poisoned(0..region.len(), left).into_iter().map(|r| all.named(r)));
+            let base = region.named_offset(region.gpa());
+            let first = from.saturating_sub(base).min(region.len());
+            // One more than there is room for says where to go on.
+            let room = limit - ranges.len();
+            let mut bad = region.poisoned(first..region.len(), room + 1);
+            next = bad.get(room).map(|range| Address(base + range.start));
+            bad.truncate(room);
+            let all = Piece { region, range: 0..0 };
+            ranges.extend(bad.into_iter().map(|range| all.named(range)));
+            if next.is_some() {
+                break;
+            }
         }
         Ok(PoisonState {
             device: id.to_owned(),
             ranges,
+            next,
             granularity: LINE_SIZE,
             bytes: target.regions.iter().map(|region| region.poisoned_lines() * LINE_SIZE).sum(),
+            guard: target.guard(),
         })
     }
 
@@ -164,6 +229,12 @@ impl MemoryDevices {
         Ok(policy)
     }
 
+    /// Bytes of RAM that are poisoned.
+    pub fn poisoned_ram(&self) -> u64 {
+        let regions = self.space.regions().into_iter().filter(|region| region.kind() == RegionKind::Ram);
+        regions.map(|region| region.poisoned_lines() * LINE_SIZE).sum()
+    }
+
     /// Replaces the media under `ranges` (all of the device or of RAM if none) by good one.
     pub fn poison_clear(
         &self,
@@ -172,11 +243,7 @@ impl MemoryDevices {
         ranges: Option<&[ByteRange]>,
     ) -> Result<PoisonCleared, Error> {
         let target = self.target(id, true)?;
-        let whole: Vec<_> = target
-            .regions
-            .iter()
-            .map(|region| Piece { region, range: 0..0 }.named(0..region.len()))
-            .collect();
+        let whole = target.whole();
         let ranges = ranges.unwrap_or(&whole);
         let mut cleared = Vec::new();
         for share in by_region(&target.pieces(ranges, &self.space)?) {
@@ -187,15 +254,10 @@ impl MemoryDevices {
             cleared.extend(bad.into_iter().map(|range| whole.named(range)));
         }
         if !cleared.is_empty() {
-            self.events.publish(Event::PoisonCleared {
-                device: id.to_owned(),
-                ranges: cleared.clone(),
-                by: ClearedBy::Request,
-            });
+            self.events.publish(Event::poison_cleared(id, &cleared, ClearedBy::Request));
         }
         Ok(PoisonCleared {
             device: id.to_owned(),
-            requested: ranges.to_vec(),
             cleared,
             granularity: LINE_SIZE,
             note: PoisonCleared::GUEST_KEEPS_ITS_LIST.to_owned(),
@@ -211,6 +273,16 @@ impl MemoryDevices {
         };
         Ok(Target { id: id.to_owned(), regions })
     }
+}
+
+/// The refusal of an address without memory.
+fn not_memory(range: &ByteRange) -> Error {
+    let what = layout::platform_part(range.offset.0).unwrap_or("nothing, or not enough,");
+    Error::new(
+        ErrorCode::OutsideDevice,
+        format!("The guest-physical range {range} is no memory of one device: {what} is there"),
+        "name addresses of RAM or of a memory device, at least one byte",
+    )
 }
 
 /// The refusal of a range that is not, or not wholly, RAM: it names what is there.

@@ -61,9 +61,19 @@ fn a_process_loads_poisoned_ram() {
     }
     assert_eq!(guest.ctl(&["poison", "list", "ram"])["ranges"], json!([]));
 
+    // The monitor has the agent look up where that is; what cannot be looked up is refused in words.
     let before = guest.last_event();
-    let added = guest.ctl(&["poison", "add", "ram", &format!("{gpa:#x}+64")]);
-    assert_eq!(added["armed"], json!([{"offset": format!("{gpa:#x}"), "length": 64}]), "{added}");
+    let va = format!("{:#x}+64", mapping + LINE);
+    let added = guest.ctl(&["poison", "add", "--pid", &pid.to_string(), "--va", &va]);
+    let placed = &added["placed"][0];
+    assert_eq!(placed["armed"], json!([{"offset": format!("{gpa:#x}"), "length": 64}]), "{added}");
+    assert_eq!(placed["device"], "ram", "{added}");
+    for (pid, va, words) in [(999_999, va.as_str(), "no process"), (pid, "0x1000", "no page in memory")] {
+        let error = guest.ctl_refused(&["poison", "add", "--pid", &pid.to_string(), "--va", va]);
+        assert_eq!(error["code"], "guest_refused", "{error}");
+        assert!(error["message"].as_str().is_some_and(|text| text.contains(words)), "{error}");
+    }
+    assert_eq!(guest.ctl(&["info"])["memory_poisoned"], 64);
     // The page's other lines are as they were.
     for at in [LINE - 8, LINE + 64] {
         let reply = workload.ask(&mut guest, &Request::Load(at));
@@ -98,5 +108,71 @@ fn a_process_loads_poisoned_ram() {
     let cleared = guest.ctl(&["poison", "clear", "ram", &format!("{gpa:#x}+64")]);
     assert_eq!(cleared["cleared"], json!([{"offset": format!("{gpa:#x}"), "length": 64}]));
     assert_eq!(guest.ctl(&["poison", "list", "ram"])["ranges"], json!([]));
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
+/// Bytes of the monitor's memory: resident, and page tables.
+#[track_caller]
+fn footprint(guest: &Machine) -> (u64, u64) {
+    let info = guest.ctl(&["info"]);
+    let pid = info["pid"].as_u64().expect("a process id");
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) << 10
+    };
+    (field("RssAnon:"), field("VmPTE:"))
+}
+
+/// A hundred thousand lines in one request, however they lie; the guest reads all around them, and they go as they came.
+#[test]
+fn a_hundred_thousand_lines() {
+    const LINES: u64 = 100_000;
+    let mut guest = Run::new().size(2, "512M").pmem("size=1G,id=p0").tools(&["dd"]).shell();
+    guest.until_ok("test -b /dev/pmem0", aconite_tests::machine::PMEM);
+    let count = LINES.to_string();
+    for (name, arguments) in [
+        ("packed", vec!["--every", "64", "--within", "0x10000000+6400000"]),
+        ("one in two pages", vec!["--every", "8192", "--within", "0x200000+819200000"]),
+        ("at random", vec!["--count", count.as_str(), "--seed", "5"]),
+    ] {
+        let before = guest.last_event();
+        let start = std::time::Instant::now();
+        let mut add = vec!["poison", "add", "p0"];
+        add.extend(&arguments);
+        let added = guest.ctl(&add);
+        let taken = start.elapsed();
+        let lengths =
+            added["armed"].as_array().expect("ranges").iter().map(|range| range["length"].as_u64().unwrap());
+        assert_eq!(lengths.sum::<u64>(), LINES * 64, "{name}");
+        let event = guest.event(before, "poison_added", |_| true);
+        assert_eq!(event["bytes"], LINES * 64);
+        assert!(event["ranges"].as_array().is_some_and(|ranges| ranges.len() <= 64), "an event is small");
+        eprintln!("{name}: {taken:?}, guard {}, footprint {:?}", added["guard"], footprint(&guest));
+
+        // The list comes in pages.
+        let mut from = "0x0".to_owned();
+        let mut listed = 0;
+        loop {
+            let page = guest.ctl(&["poison", "list", "p0", "--from", &from, "--limit", "40000"]);
+            listed += page["ranges"]
+                .as_array()
+                .map_or(0, |r| r.iter().map(|r| r["length"].as_u64().unwrap()).sum::<u64>());
+            match page["next"].as_str() {
+                Some(next) => from = next.to_owned(),
+                None => break,
+            }
+        }
+        assert_eq!(listed, LINES * 64, "{name}");
+        let device = guest.device("p0");
+        assert_eq!(device["poisoned"], LINES * 64);
+        let cleared = guest.ctl(&["poison", "clear", "p0"]);
+        assert_eq!(cleared["device"], "p0");
+        let state = guest.ctl(&["poison", "list", "p0"]);
+        assert_eq!((&state["bytes"], &state["guard"]["guarded_pages"]), (&json!(0), &json!(0)), "{name}");
+        assert_eq!(state["guard"]["method"], "protection");
+        guest.ok("/usr/bin/dd if=/dev/pmem0 of=/dev/null bs=1M count=32 skip=256 iflag=direct 2>/dev/null");
+        assert!(guest.events_named(before, "mce_delivered").is_empty(), "{name}");
+    }
     guest.finish("exit 0").assert_ended(0, "power_off");
 }
