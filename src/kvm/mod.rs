@@ -3,10 +3,12 @@
 
 mod baton;
 mod kick;
+mod report;
 mod vcpu;
 mod vm;
 
 pub use baton::{Baton, Held, Stopped};
 pub use kick::{Kick, KickTimer};
+pub use report::CpuReport;
 pub use vcpu::{ExitCounts, RunError, StopAt, Vcpu, VcpuExitKind};
 pub use vm::{GsiLine, KvmError, Slot, Vm};

@@ -8,7 +8,7 @@ use aconite_devices::bus::{Bus, Effect, Effects};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::fault::{Injector, Progress, TrapError, Traps, Turn};
-use crate::kvm::{Baton, Kick, RunError, Stopped, Vcpu, VcpuExitKind};
+use crate::kvm::{Baton, CpuReport, Kick, RunError, Stopped, Vcpu, VcpuExitKind};
 use crate::memory::host_fault;
 use crate::x86::mca::{McaState, ShutdownCause};
 
@@ -78,6 +78,17 @@ impl Mailbox {
     }
 }
 
+/// What is left of a vCPU when its thread ends.
+#[derive(Debug)]
+pub struct Left {
+    /// Its number.
+    pub vcpu: u32,
+    /// Its machine-check registers.
+    pub mca: McaState,
+    /// What it was doing, if KVM says.
+    pub report: Option<CpuReport>,
+}
+
 /// One vCPU with all it needs.
 pub struct Cpu {
     /// The vCPU.
@@ -101,15 +112,15 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Runs until the machine stops; its machine-check registers are what is left of it.
-    pub fn run(mut self) -> (u32, McaState) {
+    /// Runs until the machine stops.
+    pub fn run(mut self) -> Left {
         let id = self.vcpu.id() as usize;
         match self.vcpu.on_this_thread() {
             Ok(kick) => self.baton.set_kick(id, Some(kick)),
             Err(error) => {
                 let end = CpuEnd::Run(RunError::Thread { cpu: self.vcpu.id(), source: error });
                 self.end(end);
-                return (self.vcpu.id(), self.mca);
+                return Left { vcpu: self.vcpu.id(), mca: self.mca, report: None };
             }
         }
         while let Ok(waited) = self.baton.enter(id) {
@@ -135,7 +146,9 @@ impl Cpu {
         }
         self.baton.set_kick(id, None);
         Kick::forget_this_thread();
-        (self.vcpu.id(), self.mca)
+        let report = CpuReport::of(&self.vcpu)
+            .inspect_err(|error| tracing::debug!(%error, vcpu = id, "nothing is known of its end"));
+        Left { vcpu: self.vcpu.id(), mca: self.mca, report: report.ok() }
     }
 
     /// Runs the guest; before that, delivers what waits for this vCPU at the next boundary of instructions.

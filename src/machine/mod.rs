@@ -40,7 +40,7 @@ use self::build::Built;
 pub use self::build::{BuildError, Spec, tables};
 use self::console::LastWords;
 pub use self::console::{ConsoleLog, ConsoleSink};
-use self::cpu::{Cpu, CpuEnd, Mailbox, Message};
+use self::cpu::{Cpu, CpuEnd, Left, Mailbox, Message};
 use self::memory::MemoryDevices;
 pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
@@ -54,7 +54,6 @@ use crate::fault::Progress;
 use crate::kvm::{Held, Stopped};
 use crate::memory::host_fault;
 use crate::units::ByteRange;
-use crate::x86::mca::McaState;
 
 /// How often firmware events that the guest has not fetched are announced again: an edge is lost while the
 /// guest has the interrupt masked.
@@ -187,7 +186,7 @@ pub struct Machine {
     messages: Receiver<Message>,
     mailbox: Mailbox,
     agent: Option<AgentPort>,
-    threads: Vec<JoinHandle<(u32, McaState)>>,
+    threads: Vec<JoinHandle<Left>>,
     /// The baton, while the machine is paused.
     paused: Option<Held>,
     state: MachineState,
@@ -530,10 +529,13 @@ impl Machine {
     /// Stops everything and sums up.
     fn stop(mut self, cause: Cause, ran: Duration) -> Outcome {
         self.built.baton.stop();
-        let mut left = Vec::new();
+        let (mut left, mut vcpus) = (Vec::new(), Vec::new());
         for thread in self.threads.drain(..) {
             match thread.join() {
-                Ok(registers) => left.push(registers),
+                Ok(Left { vcpu, mca, report }) => {
+                    left.push((vcpu, mca));
+                    vcpus.extend(report);
+                }
                 Err(_) => tracing::error!("a vCPU thread panicked"),
             }
         }
@@ -578,6 +580,7 @@ impl Machine {
                 other: counts.other.load(Ordering::Relaxed),
             },
             console_bytes: self.console_log.bytes(),
+            vcpus,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::command::MemoryDevice;
+use crate::kvm::CpuReport;
 
 /// Why a machine ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -96,6 +97,8 @@ pub struct Outcome {
     pub exits: Exits,
     /// Bytes on the serial line.
     pub console_bytes: u64,
+    /// What each vCPU was doing at the end.
+    pub vcpus: Vec<CpuReport>,
 }
 
 fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

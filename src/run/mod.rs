@@ -377,6 +377,9 @@ fn status(outcome: &Outcome, end: &CommandEnd) -> u8 {
 /// Says on standard error what the exit status cannot.
 fn explain(outcome: &Outcome, end: &CommandEnd, console: &ConsoleLog, with_command: bool) {
     let tail = || {
+        for vcpu in &outcome.vcpus {
+            eprintln!("aconite: {vcpu}");
+        }
         if with_command {
             eprintln!("aconite: the console's last lines:\n{}", console.tail(TAIL_LINES));
         }
