@@ -45,7 +45,8 @@ pub struct MachineArgs {
         value_name = "KEY=VALUE,...",
         help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N]\
                 [,readonly=on|off][,at=ADDRESS]\
-                [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]"
+                [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\
+                [,full_line_store=keep|clear]"
     )]
     pub pmem: Vec<String>,
     /// What may arrive while the machine runs: nfit=N,size=SIZE

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cli::MachineArgs;
+use crate::memory::FullLineStore;
 use crate::units::{KIB, MIB};
 
 #[derive(Parser)]
@@ -97,7 +98,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,readnoly=on",
-            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, at, family, labels, flags",
+            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, at, family, labels, flags, full_line_store",
         ),
         (
             "--pmem size=1000",
@@ -135,6 +136,10 @@ fn mistakes_name_thing_value_and_remedy() {
         (
             "--pmem size=1G,id=p0,family=hpe",
             "Wrong --pmem p0: family hpe: there is no such family; give family=intel, family=msft or family=none",
+        ),
+        (
+            "--pmem size=1G,full_line_store=perhaps",
+            "Wrong --pmem full_line_store perhaps: a bad line that is written whole stays bad or becomes good; give full_line_store=keep or full_line_store=clear",
         ),
         (
             "--pmem size=1G,flags=not_armed+asleep",
@@ -424,9 +429,10 @@ fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
         Just(Labels::File("a,b".into()))
     ];
     let flags = prop_oneof![Just(StateFlags::default()), Just("not_armed+map_fail".parse().unwrap())];
-    let dimm = (family, labels, flags);
+    let full_line_store = prop_oneof![Just(FullLineStore::Keep), Just(FullLineStore::Clear)];
+    let dimm = (family, labels, flags, full_line_store);
     (any::<bool>(), 1u64..5000, channel, prop::option::of(0u32..9), any::<bool>(), place, dimm).prop_map(
-        move |(file, size, channel, node, readonly, at, (family, labels, flags))| {
+        move |(file, size, channel, node, readonly, at, (family, labels, flags, full_line_store))| {
             let size = Size(size * 2 * MIB);
             let source = if file {
                 PmemSource::File { path: format!("/tmp/a,{index}.img").into(), size: Some(size) }
@@ -434,7 +440,18 @@ fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
                 PmemSource::Memory(size)
             };
             let id = format!("p{index}");
-            Pmem { source, channel, node, readonly, at, family, labels, flags, ..Pmem::memory(id, size) }
+            Pmem {
+                source,
+                channel,
+                node,
+                readonly,
+                at,
+                family,
+                labels,
+                flags,
+                full_line_store,
+                ..Pmem::memory(id, size)
+            }
         },
     )
 }
@@ -492,7 +509,7 @@ proptest! {
 
     #[test]
     fn nearly_right_texts_do_not_panic(
-        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags)=(1G|0x10|msft|map_fail|init|p0|on|nfit|,,|none|18446744073709551615T|-1)?,?){0,6}"
+        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags|full_line_store)=(1G|0x10|msft|map_fail|init|p0|on|nfit|,,|none|18446744073709551615T|-1)?,?){0,6}"
     ) {
         if let Ok(pmem) = Pmem::parse("--pmem", &text) {
             let _ = validate_insert(&pmem, &[]);

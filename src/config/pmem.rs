@@ -11,6 +11,7 @@ use super::dimm::{Family, Labels, StateFlags, flag_names};
 use super::error::ConfigError;
 use super::keyvalue::KeyValues;
 use super::switch::Switch;
+use crate::memory::FullLineStore;
 use crate::units::{Address, Size};
 
 /// Where the bytes of a device live.
@@ -112,6 +113,8 @@ pub struct Pmem {
     pub labels: Labels,
     /// The state of its DIMM. Default: healthy.
     pub flags: StateFlags,
+    /// What becomes of a bad line that a processor writes whole. Default: it stays bad.
+    pub full_line_store: FullLineStore,
 }
 
 /// The keys of a device as they are written, in a list of the command line as in TOML and JSON.
@@ -154,11 +157,26 @@ pub struct PmemKeys {
     /// smart_notify and map_fail, joined by "+". Default: none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     flags: Option<String>,
+    /// What becomes of a bad line that a processor writes whole: "keep", the default, or "clear", which makes it good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    full_line_store: Option<String>,
 }
 
 /// The keys of `--pmem`, in the order of the documentation.
-const KEYS: [&str; 11] =
-    ["file", "size", "id", "via", "channel", "node", "readonly", "at", "family", "labels", "flags"];
+const KEYS: [&str; 12] = [
+    "file",
+    "size",
+    "id",
+    "via",
+    "channel",
+    "node",
+    "readonly",
+    "at",
+    "family",
+    "labels",
+    "flags",
+    "full_line_store",
+];
 
 impl Pmem {
     /// A device without a file, for callers that build machines themselves.
@@ -174,6 +192,7 @@ impl Pmem {
             family: Family::default(),
             labels: Labels::default(),
             flags: StateFlags::default(),
+            full_line_store: FullLineStore::default(),
         }
     }
 
@@ -199,6 +218,7 @@ impl Pmem {
             family: list.take_text("family"),
             labels: list.take_text("labels"),
             flags: list.take_text("flags"),
+            full_line_store: list.take_text("full_line_store"),
         };
         list.finish(&KEYS)?;
         Self::from_keys(option, keys)
@@ -302,9 +322,20 @@ impl Pmem {
                 )
             })?,
         };
+        let full_line_store = match keys.full_line_store.as_deref() {
+            None => FullLineStore::default(),
+            Some(text) => FullLineStore::from_name(text).ok_or_else(|| {
+                ConfigError::invalid(
+                    name("full_line_store"),
+                    text,
+                    "a bad line that is written whole stays bad or becomes good",
+                    "give full_line_store=keep or full_line_store=clear",
+                )
+            })?,
+        };
         let readonly = keys.readonly.is_some_and(|switch| switch.0);
         let (node, at) = (keys.node, keys.at);
-        Ok(Self { id, source, via, channel, node, readonly, at, family, labels, flags })
+        Ok(Self { id, source, via, channel, node, readonly, at, family, labels, flags, full_line_store })
     }
 }
 
@@ -339,6 +370,8 @@ impl From<Pmem> for PmemKeys {
                 Labels::File(path) => Some(path.display().to_string()),
             },
             flags: (pmem.flags != StateFlags::default()).then(|| pmem.flags.to_string()),
+            full_line_store: (pmem.full_line_store != FullLineStore::default())
+                .then(|| pmem.full_line_store.name().to_owned()),
         }
     }
 }

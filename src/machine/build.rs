@@ -26,6 +26,7 @@ use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
+use super::bad_ram::{self, BadRamError};
 use super::boot_errors::{BootErrors, BootErrorsError};
 use super::console::ConsoleSink;
 use super::dma::DevicePoison;
@@ -105,6 +106,9 @@ pub enum BuildError {
     /// Errors of the previous boot.
     #[error(transparent)]
     BootErrors(#[from] BootErrorsError),
+    /// Bad lines of RAM.
+    #[error(transparent)]
+    BadRam(#[from] BadRamError),
     /// Status blocks of error sources.
     #[error("Cannot write the status blocks of error sources into guest memory")]
     ErrorSources(#[from] DmaError),
@@ -352,6 +356,10 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     };
     let image = Image { kernel: &config.kernel, initrd: spec.initrd, command_line: &command_line };
     let entry = boot::load(&guest, &plan.ram, &image)?;
+
+    if let Some(state) = &spec.state {
+        bad_ram::restore(state, &space)?;
+    }
 
     let counts = Arc::new(ExitCounts::default());
     let mut vcpus = Vec::new();

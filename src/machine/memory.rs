@@ -28,7 +28,9 @@ use crate::config::{Channel, CheckedPmem, Place, Pmem, PmemSource, Via};
 use crate::fault::StaleLog;
 use crate::kvm::{Baton, Held, KvmError, Slot, Vm};
 use crate::memory::backing::{self, BackingError};
-use crate::memory::{AddressSpace, Backing, GuardError, LINE_SIZE, MapError, Region, RegionKind, SpaceError};
+use crate::memory::{
+    AddressSpace, Backing, GuardError, LINE_SIZE, MapError, PoisonPolicy, Region, RegionKind, SpaceError,
+};
 use crate::sidefile::{Content, SideFileError};
 
 /// Persistence that the platform capabilities promise: a store is durable once it has left the CPU cache
@@ -171,6 +173,7 @@ impl MemoryDevices {
         };
         let backing = Backing { file, offset: 0, writable: !pmem.readonly };
         let region = Arc::new(Region::new(&pmem.id, RegionKind::Pmem, window.range.start, size, backing)?);
+        region.set_policy(PoisonPolicy { full_line_store: pmem.full_line_store, ..PoisonPolicy::default() });
         let firmware = firmware(pmem, size, unit, &window);
         kept.restore_poison(&region, guard_room(&self.space, &region))?;
         let dimm = dimm::power_on(pmem, &kept, monotonic_clock())?;

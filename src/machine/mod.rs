@@ -4,6 +4,7 @@
 //! vCPU threads send what a device access leaves to do; the API and the command line send commands.
 
 mod agent_port;
+mod bad_ram;
 mod boot_errors;
 mod build;
 mod console;

@@ -36,6 +36,21 @@ pub enum FullLineStore {
     Clear,
 }
 
+impl FullLineStore {
+    /// The word for it in options, the API and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keep => "keep",
+            Self::Clear => "clear",
+        }
+    }
+
+    /// What has this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Keep, Self::Clear].into_iter().find(|what| what.name() == name)
+    }
+}
+
 /// What poison of a device does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoisonPolicy {

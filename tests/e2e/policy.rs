@@ -17,7 +17,8 @@ fn policy(guest: &Machine, change: &[&str]) -> serde_json::Value {
 
 #[test]
 fn policies_of_a_device() {
-    let mut guest = Run::new().size(1, "512M").pmem("size=512M,id=p0").tools(&["dd"]).shell();
+    let run = Run::new().size(1, "512M").pmem("size=512M,id=p0").pmem("size=2M,id=p1,full_line_store=clear");
+    let mut guest = run.tools(&["dd"]).shell();
     guest.until_ok("test -b /dev/pmem0", PMEM);
     guest.ok("seq 20000 | head -c 65536 > /tmp/pattern");
     guest.ok("/usr/bin/dd if=/tmp/pattern of=/dev/pmem0 bs=65536 oflag=direct 2>/dev/null");
@@ -25,6 +26,11 @@ fn policies_of_a_device() {
     for (name, value) in [("consume", "machine_check"), ("address", "line"), ("full_line_store", "keep")] {
         assert_eq!(usual[name], value, "{usual}");
     }
+    let chosen = guest.ctl(&["poison", "policy", "p1"]);
+    assert_eq!(
+        chosen,
+        json!({"seq": chosen["seq"], "full_line_store": "clear", "consume": "machine_check", "address": "line"})
+    );
 
     // What only logs gets the bytes that are there.
     assert_eq!(policy(&guest, &["--consume", "log"])["consume"], "log");

@@ -111,6 +111,46 @@ fn a_process_loads_poisoned_ram() {
     guest.finish("exit 0").assert_ended(0, "power_off");
 }
 
+/// Bad RAM stays bad with `--state`, whatever becomes of the monitor, until it is replaced.
+#[test]
+fn bad_ram_outlives_its_machine() {
+    // A part of RAM that the kernel leaves alone, so that nobody but the test meets the line.
+    const PART: &str = "memmap=64K$0x18000000";
+    const LINE: &str = "0x18000040";
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let boot = || {
+        let run = Run::new().size(1, "512M").args(["--state".as_ref(), state.as_os_str()]);
+        run.args(["--cmdline", PART]).shell()
+    };
+    let bad = json!([{"offset": LINE, "length": 64}]);
+    let mut guest = boot();
+    guest.ok("true");
+    assert_eq!(guest.ctl(&["poison", "list", "ram"])["ranges"], json!([]));
+    guest.ctl(&["poison", "add", "ram", LINE]);
+    guest.signal("KILL");
+    drop(guest);
+
+    let mut guest = boot();
+    let before = guest.last_event();
+    assert_eq!(guest.ctl(&["poison", "list", "ram"])["ranges"], bad);
+    assert_eq!(guest.ctl(&["info"])["memory_poisoned"], 64);
+    assert_ne!(guest.sh(&format!("busybox devmem {LINE} 64")).status, 0, "a bad line was read");
+    let trap = guest.event(before, "poison_trapped", |event| event["decision"] == "machine_check");
+    assert_eq!((&trap["device"], &trap["offset"]), (&json!("ram"), &json!(LINE)), "{trap}");
+    guest.finish("exit 0").assert_ended(0, "power_off");
+
+    let mut guest = boot();
+    assert_eq!(guest.ctl(&["poison", "clear", "ram"])["cleared"], bad);
+    guest.ok(&format!("busybox devmem {LINE} 64"));
+    guest.finish("exit 0").assert_ended(0, "power_off");
+
+    let mut guest = boot();
+    guest.ok("true");
+    assert_eq!(guest.ctl(&["poison", "list", "ram"])["ranges"], json!([]));
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
 /// Bytes of the monitor's memory: resident, and page tables.
 #[track_caller]
 fn footprint(guest: &Machine) -> (u64, u64) {
