@@ -11,7 +11,7 @@ fn survives(seed: u64) {
     let run = Run::new().size(2, "1G").pmem("size=256M,id=p0").args(["--append", "iomem=relaxed"]);
     let command = ["aconite-agent", "workload", "garbage", &seed.to_string(), &SECONDS.to_string()];
     let machine = run.start(&command);
-    machine.event(0, "agent_ready", |_| true);
+    machine.booted();
     let runs = || machine.record().result().is_none();
     std::thread::sleep(Duration::from_secs(SECONDS / 2));
     if runs() {

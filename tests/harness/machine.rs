@@ -268,6 +268,17 @@ impl Machine {
         })
     }
 
+    /// Waits until the guest's agent is there.
+    ///
+    /// # Panics
+    /// The guest does not get that far.
+    #[track_caller]
+    pub fn booted(&self) {
+        wait_for("the event agent_ready", BOOT, || {
+            self.events(0).into_iter().find(|event| event["event"] == "agent_ready")
+        });
+    }
+
     /// All events with this name after number `since`.
     #[track_caller]
     pub fn events_named(&self, since: u64, name: &str) -> Vec<Value> {
