@@ -25,6 +25,9 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long level 1 may take to write everything back and end.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long QEMU may take to end after it has closed its connections.
+const QEMU_END: Duration = Duration::from_secs(2);
+
 /// How often to look whether level 1 is ready.
 const SETUP_POLL: Duration = Duration::from_millis(20);
 
@@ -120,7 +123,7 @@ pub fn serve(service: Service) -> Result<(), String> {
     // The report is written before the front ends lose their connection, which makes them read it.
     let result = keeper.start().map_err(words("Cannot wait for events"));
     let result = result.and_then(|()| keeper.run(owned, idle)).map_err(|text| owned.report_failure(&text));
-    keeper.finish(owned, result.as_ref().err().and_then(|text| text.lines().next()));
+    keeper.finish(owned, result.as_ref().err().map(String::as_str));
     result
 }
 
@@ -252,7 +255,7 @@ impl Keeper {
                 }
             }
         }
-        result.map_err(|error| match self.machine.ended() {
+        result.map_err(|error| match self.machine.ended_within(QEMU_END) {
             Ok(Some(status)) => format!("QEMU has ended ({status})"),
             _ => format!("The connection to level 1 is lost: {error}"),
         })

@@ -17,6 +17,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How often a QEMU that is about to end is asked whether it has.
+const END_POLL: Duration = Duration::from_millis(10);
 
 /// The processor of level 1. EPYC v1 lacks ERMS, without which Linux loses its recoverable copy. What is taken away
 /// TCG does not have: it would only warn.
@@ -179,9 +184,16 @@ impl Machine {
         Ok((Machine { child }, ours))
     }
 
-    /// How QEMU ended, if it has.
-    pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+    /// How QEMU ended, if it has or does so in time.
+    pub fn ended_within(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
+        let end = Instant::now() + limit;
+        loop {
+            let status = self.child.try_wait()?;
+            if status.is_some() || Instant::now() >= end {
+                return Ok(status);
+            }
+            thread::sleep(END_POLL);
+        }
     }
 }
 
