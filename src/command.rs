@@ -36,7 +36,7 @@ pub use self::reply::{
 };
 use crate::config::{Channel, Pmem};
 pub use crate::memory::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress};
-use crate::units::ByteRange;
+use crate::units::{ByteRange, TimeSpan};
 
 /// A request to a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +107,8 @@ pub enum Command {
         mode: RemoveMode,
         /// By which channel; `None` is the device's own.
         via: Option<Channel>,
+        /// How long the guest may take; `None` leaves it to the machine.
+        timeout: Option<TimeSpan>,
     },
     /// Puts a device into a free slot. Answers [`Reply::Operation`].
     Insert {
@@ -252,7 +254,8 @@ mod tests {
 
     #[test]
     fn what_needs_a_guest_is_refused_without_one() {
-        let remove = Command::Remove { device: "p0".into(), mode: RemoveMode::Surprise, via: None };
+        let remove =
+            Command::Remove { device: "p0".into(), mode: RemoveMode::Surprise, via: None, timeout: None };
         let error = remove.allowed_in(MachineState::Stopped).unwrap_err();
         assert_eq!(error.code, ErrorCode::WrongState);
         assert_eq!(

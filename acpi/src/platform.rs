@@ -47,8 +47,48 @@ pub mod unit {
     pub const EJECT: u64 = 0x04;
     /// Write: a [`Call`](super::Call) code. The reply is in the mailbox when the write returns.
     pub const DOORBELL: u64 = 0x08;
+    /// Write: what the OS has come to with a notification of the container (`_OST`), as an [`OsStatus`].
+    pub const OS_STATUS: u64 = 0x0C;
     /// Present, enabled, shown, functioning (ACPI 6.5, 6.3.7).
     pub const STATUS_PRESENT: u32 = 0x0F;
+
+    /// What `_OST` was called with (ACPI 6.5, 6.3.5), as it is written to [`OS_STATUS`]: event in bits 15:0, status in
+    /// bits 31:16.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct OsStatus {
+        /// The notification's code, or [`Self::EJECT_BY_OS`].
+        pub event: u16,
+        /// What came of it.
+        pub status: u16,
+    }
+
+    impl OsStatus {
+        /// The event of an ejection that the OS has begun by itself.
+        pub const EJECT_BY_OS: u16 = 0x103;
+        /// It is done.
+        pub const SUCCESS: u16 = 0;
+        /// An ejection is in progress.
+        pub const EJECTING: u16 = 0x84;
+
+        /// Takes a written value apart.
+        pub const fn decode(value: u32) -> Self {
+            Self { event: value as u16, status: (value >> 16) as u16 }
+        }
+
+        /// The status in words (ACPI 6.5, tables 6.6 to 6.8).
+        pub const fn words(self) -> &'static str {
+            match self.status {
+                Self::SUCCESS => "success",
+                2 => "the notification is not known",
+                0x80 => "ejection is not supported",
+                0x81 => "the device is in use by an application",
+                0x82 => "the device is busy",
+                0x83 => "something that the device depends on is busy",
+                Self::EJECTING => "the ejection is in progress",
+                _ => "failure",
+            }
+        }
+    }
 }
 
 /// Inside of a unit's mailbox in guest RAM, from [`crate::layout::mailbox_base`]. One call at a time, under a

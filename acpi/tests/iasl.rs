@@ -328,7 +328,7 @@ fn dsdt_has_the_devices_of_the_description() {
             assert_eq!(count(once), 1, "{once}");
         }
         for unit in 0..units as u32 {
-            assert!(text.contains(&format!("(REGS, SystemMemory, 0x{:08X}, 0x0C)", unit_base(unit))));
+            assert!(text.contains(&format!("(REGS, SystemMemory, 0x{:08X}, 0x10)", unit_base(unit))));
             assert!(text.contains(&format!("(MBOX, SystemMemory, 0x{:08X}, 0x2000)", mailbox_base(unit))));
         }
         match description.pci_window64 {

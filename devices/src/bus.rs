@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aconite_acpi::platform::FirmwareEvent;
+use aconite_acpi::platform::unit::OsStatus;
 use thiserror::Error;
 
 use crate::einj::Injection;
@@ -39,6 +40,13 @@ pub enum Effect {
     UnitEject {
         /// Index of the unit.
         unit: u32,
+    },
+    /// The guest said what it has come to with a notification of a memory unit's container.
+    UnitStatus {
+        /// Index of the unit.
+        unit: u32,
+        /// What it said.
+        status: OsStatus,
     },
     /// Error sources have gone on ([`crate::ghes::ErrorSources::take_happened`]).
     ErrorSources,

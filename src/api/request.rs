@@ -7,7 +7,7 @@ use super::http::percent_decode;
 use super::routes::{Action, Done, MemoryList, ROUTES, Route};
 use crate::command::{Error, ErrorCode, Reply};
 use crate::config::nearest;
-use crate::units::ByteRange;
+use crate::units::{ByteRange, TimeSpan};
 
 /// Why a request has no route.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +137,12 @@ impl Input<'_> {
             Ok(value) => Ok(Some(value)),
             Err(_) => Err(wrong_value(name, format_args!("{text:?} is not known: give {}", words::<T>()))),
         }
+    }
+
+    /// A parameter that is a time.
+    pub fn span(&self, name: &str) -> Result<Option<TimeSpan>, Error> {
+        let span = |text: &str| text.parse().map_err(|error| wrong_value(name, error));
+        self.text(name).map(span).transpose()
     }
 
     pub fn required<T: clap::ValueEnum>(&self, name: &str) -> Result<T, Error> {

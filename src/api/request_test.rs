@@ -119,13 +119,18 @@ fn every_route_leads_to_its_command() {
             "DELETE",
             "/v1/memory/p0?mode=surprise",
             "",
-            Command::Remove { device: device(), mode: RemoveMode::Surprise, via: None },
+            Command::Remove { device: device(), mode: RemoveMode::Surprise, via: None, timeout: None },
         ),
         (
             "DELETE",
-            "/v1/memory/p0?mode=eject&via=container",
+            "/v1/memory/p0?mode=eject&via=container&timeout=5s",
             "",
-            Command::Remove { device: device(), mode: RemoveMode::Eject, via: Some(Channel::Container) },
+            Command::Remove {
+                device: device(),
+                mode: RemoveMode::Eject,
+                via: Some(Channel::Container),
+                timeout: Some("5s".parse().unwrap()),
+            },
         ),
         (
             "POST",
@@ -207,7 +212,7 @@ fn every_mistake_has_its_code_and_words() {
             "/v1/memory/p0?mod=surprise",
             "",
             ErrorCode::BadParameter,
-            "There is no parameter \"mod\" of DELETE /v1/memory/{id}; did you mean \"mode\"? Known: mode, via",
+            "There is no parameter \"mod\" of DELETE /v1/memory/{id}; did you mean \"mode\"? Known: mode, via, timeout",
         ),
         (
             "DELETE",

@@ -215,6 +215,13 @@ pub const ROUTES: &[Route] = &[
                 repeated: false,
                 schema: of::<Channel>,
             },
+            Parameter {
+                name: "timeout",
+                summary: "How long the guest may take before the removal has failed, such as 10s. Default: 120s",
+                required: false,
+                repeated: false,
+                schema: of::<TimeSpan>,
+            },
         ],
         request: None,
         status: 202,
@@ -224,11 +231,16 @@ pub const ROUTES: &[Route] = &[
             ErrorCode::WrongState,
             ErrorCode::WrongDeviceState,
             ErrorCode::NotSupported,
-            ErrorCode::NotImplemented,
+            ErrorCode::HostLimit,
         ],
         handler: |input| {
-            let mode = input.required("mode")?;
-            Ok(Action::Execute(Command::Remove { device: input.id(), mode, via: input.optional("via")? }))
+            let (mode, via) = (input.required("mode")?, input.optional("via")?);
+            Ok(Action::Execute(Command::Remove {
+                device: input.id(),
+                mode,
+                via,
+                timeout: input.span("timeout")?,
+            }))
         },
     },
     Route {
@@ -445,12 +457,9 @@ pub const ROUTES: &[Route] = &[
                     "give the number that the request was answered with",
                 )
             })?;
-            Ok(match input.text("wait") {
+            Ok(match input.span("wait")? {
                 None => Action::Execute(Command::ShowOperation { operation }),
-                Some(text) => Action::Wait {
-                    operation,
-                    patience: text.parse().map_err(|error| wrong_value("wait", error))?,
-                },
+                Some(patience) => Action::Wait { operation, patience },
             })
         },
     },

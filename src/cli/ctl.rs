@@ -70,6 +70,9 @@ pub enum Request {
         /// By this channel [default: the device's own]
         #[arg(long, value_enum)]
         via: Option<Channel>,
+        /// How long the guest may take before the removal has failed [default: 120s]
+        #[arg(long, value_name = "TIME")]
+        timeout: Option<String>,
         /// Wait for the end, for at most this long [default with --wait: 60s]
         #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
         wait: Option<String>,
@@ -328,10 +331,14 @@ impl Session {
                 let target = format!("/v1/vcpus/{}/mce", args.vcpu);
                 self.ask("POST", &target, Some(&json!(args.request()?)), output)
             }
-            Request::Remove { device, surprise, via, wait, .. } => {
+            Request::Remove { device, surprise, via, timeout, wait, .. } => {
                 let mode = if *surprise { "surprise" } else { "eject" };
                 let via = via.map(|via| format!("&via={}", via.name())).unwrap_or_default();
-                let target = format!("{}?mode={mode}{via}", memory(device, ""));
+                let timeout = match timeout {
+                    Some(timeout) => format!("&timeout={}", timeout.parse::<TimeSpan>()?),
+                    None => String::new(),
+                };
+                let target = format!("{}?mode={mode}{via}{timeout}", memory(device, ""));
                 self.operate("DELETE", &target, None, wait.as_deref(), output)
             }
             Request::Insert(Insert::Pmem { device, wait }) => {

@@ -53,10 +53,12 @@ pub enum ErrorCode {
     WrongDeviceState,
     /// The guest's kernel or the device has no way to do this.
     NotSupported,
+    /// The guest does not do its part, or cannot.
+    GuestRefused,
+    /// The guest has not done in time what it was asked for.
+    GuestTimedOut,
     /// The guest has not taken what it was given before.
     QueueFull,
-    /// The guest could not do its part.
-    GuestRefused,
     /// A file is locked by another process.
     FileInUse,
     /// A limit of the host is reached.
@@ -69,7 +71,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes, in the order of the documentation.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::BadHttp,
         Self::BadJson,
         Self::BadParameter,
@@ -92,8 +94,9 @@ impl ErrorCode {
         Self::WrongState,
         Self::WrongDeviceState,
         Self::NotSupported,
-        Self::QueueFull,
         Self::GuestRefused,
+        Self::GuestTimedOut,
+        Self::QueueFull,
         Self::FileInUse,
         Self::HostLimit,
         Self::MachineGone,
@@ -117,8 +120,8 @@ impl ErrorCode {
             | Self::WrongState
             | Self::WrongDeviceState
             | Self::NotSupported
-            | Self::QueueFull
             | Self::GuestRefused
+            | Self::QueueFull
             | Self::FileInUse => 409,
             Self::LengthRequired => 411,
             Self::BodyTooLarge => 413,
@@ -126,6 +129,7 @@ impl ErrorCode {
             Self::Internal => 500,
             Self::NotImplemented => 501,
             Self::TooManyConnections | Self::MachineGone => 503,
+            Self::GuestTimedOut => 504,
             Self::HostLimit => 507,
         }
     }

@@ -56,6 +56,11 @@ impl StaleLog {
         (*count <= REPORTED_ONE_BY_ONE || count.is_power_of_two()).then_some(*count)
     }
 
+    /// Forgets a device: another one has its place or its id.
+    pub fn forget(&self, device: &str) {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(device);
+    }
+
     /// All accesses to the memory of `device` since it departed.
     pub fn total(&self, device: &str) -> u64 {
         let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,13 +1,14 @@
 //! The memory devices of a machine: which are there, which have gone, and what can be done to them.
 //!
-//! What changes maps or slots takes a [`Held`]: the caller shows that no vCPU runs.
+//! How they go and come is in [`super::plug`]. What changes maps or slots takes a [`crate::kvm::Held`]: the caller shows
+//! that no vCPU runs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
+use aconite_acpi::platform::{EventTarget, FirmwareEvent};
 use aconite_acpi::{AddressRange, DimmFlags, Persistence, PmemUnit};
 use aconite_devices::bus::lock;
 use aconite_devices::nvdimm::{Dimm, Unit, UnitConfig, UnitError, UnitTable};
@@ -16,17 +17,17 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::build::monotonic_clock;
-use super::chain;
 use super::dimm::{self, DimmError, Kept};
 use super::media::RegionMedia;
+use super::operations::Operations;
 use super::poison::guard_room;
+use super::removal::Removal;
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
-    OperationState, RemovalStep, RemoveMode,
 };
-use crate::config::{Channel, CheckedPmem, Place, Pmem, PmemSource, Via};
+use crate::config::{Channel, CheckedPmem, Pmem, PmemSource, Via};
 use crate::fault::StaleLog;
-use crate::kvm::{Baton, Held, KvmError, Slot, Vm};
+use crate::kvm::{Baton, KvmError, Slot, Vm};
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{
     AddressSpace, Backing, GuardError, LINE_SIZE, MapError, PoisonPolicy, Region, RegionKind, SpaceError,
@@ -83,13 +84,16 @@ pub(super) struct Device {
     /// Its id.
     pub(super) id: String,
     pmem: Pmem,
-    unit: usize,
-    state: MemoryState,
+    /// Index of its window and its firmware.
+    pub(super) unit: usize,
+    /// Where it stands.
+    pub(super) state: MemoryState,
     /// Its memory.
     pub(super) region: Arc<Region>,
     dimm: Arc<Dimm>,
     _slot: Slot,
-    channel: Channel,
+    /// How it can be removed.
+    pub(super) channel: Channel,
 }
 
 /// All memory devices of a machine.
@@ -98,17 +102,19 @@ pub struct MemoryDevices {
     vm: Arc<Vm>,
     /// Where everything lies.
     pub(super) space: Arc<AddressSpace>,
-    units: Arc<UnitTable>,
+    pub(super) units: Arc<UnitTable>,
     baton: Arc<Baton>,
     /// The event stream.
     pub(super) events: EventBus,
-    stale: Arc<StaleLog>,
-    windows: Vec<Window>,
+    pub(super) stale: Arc<StaleLog>,
+    pub(super) windows: Vec<Window>,
     kernel: Option<(u32, u32)>,
-    devices: Vec<Device>,
+    pub(super) devices: Vec<Device>,
     /// Memory without a file, kept under the device's id so that a reboot finds it again.
-    anonymous: HashMap<String, File>,
-    operations: Vec<Operation>,
+    pub(super) anonymous: HashMap<String, File>,
+    pub(super) operations: Operations,
+    /// Removals under way, by unit.
+    pub(super) removals: BTreeMap<usize, Removal>,
 }
 
 /// What [`MemoryDevices`] needs of the machine.
@@ -146,7 +152,8 @@ impl MemoryDevices {
             kernel: parts.kernel.as_deref().and_then(major_minor),
             devices: Vec::new(),
             anonymous: HashMap::new(),
-            operations: Vec::new(),
+            operations: Operations::default(),
+            removals: BTreeMap::new(),
         }
     }
 
@@ -263,132 +270,6 @@ impl MemoryDevices {
         }
     }
 
-    /// Takes a device away.
-    pub fn remove(
-        &mut self,
-        _held: &Held,
-        platform: &Mutex<Platform>,
-        id: &str,
-        mode: RemoveMode,
-        via: Option<Channel>,
-    ) -> Result<Operation, Error> {
-        let device = self.present(id)?;
-        let (unit, region) = (device.unit as u32, device.region.clone());
-        let channel = via.unwrap_or(device.channel);
-        if channel == Channel::None {
-            return Err(self.no_channel(device));
-        }
-        if mode == RemoveMode::Eject {
-            return Err(Error::new(
-                ErrorCode::NotImplemented,
-                format!("{id} cannot be removed in order: eject is not implemented"),
-                "remove it by surprise",
-            ));
-        }
-        let mut operation = self.begin("remove", id);
-        operation.mode = Some(mode);
-        operation.channel = Some(channel);
-        let step = |step, detail| Event::Removal {
-            device: id.to_owned(),
-            operation: operation.operation,
-            step,
-            mode,
-            channel,
-            detail,
-        };
-        self.events.publish(step(RemovalStep::Requested, None));
-        {
-            self.space.depart(&region).map_err(|error| {
-                Error::new(ErrorCode::HostLimit, error.to_string(), "raise vm.max_map_count of the host")
-            })?;
-            self.units.remove(unit);
-        }
-        self.events.publish(step(RemovalStep::Surprised, None));
-        lock(platform)
-            .push(FirmwareEvent { target: EventTarget::Container(unit), code: notify::DEVICE_CHECK });
-        self.events.publish(step(RemovalStep::Notified, None));
-        self.events.publish(step(RemovalStep::Departed, None));
-        if let Some(device) = self.devices.iter_mut().find(|d| d.id == id) {
-            device.state = MemoryState::Departed;
-        }
-        Ok(self.finish(operation))
-    }
-
-    /// Puts a device into a free window, or in place of a departed one.
-    pub fn insert(
-        &mut self,
-        _held: &Held,
-        platform: &Mutex<Platform>,
-        pmem: &Pmem,
-        checked: CheckedPmem,
-    ) -> Result<Operation, Error> {
-        let size = checked.size.bytes();
-        if let Some(taken) =
-            self.devices.iter().find(|d| d.id == pmem.id && Some(Place::Device(d.id.clone())) != pmem.at)
-        {
-            return Err(Error::new(
-                ErrorCode::IdInUse,
-                format!("The id {:?} is that of a {} device", pmem.id, state_name(taken.state)),
-                "choose another id",
-            ));
-        }
-        let unit = self.place(pmem, size)?;
-        let channel = pmem.channel.unwrap_or(self.default_channel());
-        let old = self.devices.iter().position(|d| d.unit == unit);
-        let mut operation = self.begin("insert", &pmem.id);
-        operation.channel = Some(channel);
-        if let Some(old) = old {
-            let old = self.devices.remove(old);
-            self.space.remove(old.region.gpa());
-            self.anonymous.remove(&old.id);
-            self.events.publish(Event::Removal {
-                device: old.id.clone(),
-                operation: operation.operation,
-                step: RemovalStep::Replaced,
-                mode: RemoveMode::Surprise,
-                channel: old.channel,
-                detail: Some(format!("by {}", pmem.id)),
-            });
-        }
-        self.add(pmem, checked, unit).map_err(|error| {
-            let code = match &error {
-                MemoryError::Backing(BackingError::InUse { .. }) => ErrorCode::FileInUse,
-                _ => ErrorCode::HostLimit,
-            };
-            Error::new(code, chain(&error), "see the host's limits and the file's permissions")
-        })?;
-        let event = FirmwareEvent { target: EventTarget::Container(unit as u32), code: notify::BUS_CHECK };
-        lock(platform).push(event);
-        self.events.publish(Event::Inserted {
-            device: pmem.id.clone(),
-            operation: operation.operation,
-            gpa: self.windows[unit].range.start.into(),
-            size,
-        });
-        Ok(self.finish(operation))
-    }
-
-    /// The guest has ejected unit `unit`; its firmware has already let go of it.
-    pub fn ejected(&mut self, _held: &Held, unit: u32) {
-        let Some(device) = self.devices.iter_mut().find(|d| d.unit == unit as usize) else { return };
-        if device.state == MemoryState::Departed {
-            return;
-        }
-        if let Err(error) = self.space.depart(&device.region) {
-            tracing::error!(%error, device = device.id, "ejected memory stays within reach");
-            return;
-        }
-        device.state = MemoryState::Departed;
-        self.events.publish(Event::Removal {
-            device: device.id.clone(),
-            operation: 0,
-            step: RemovalStep::Ejected,
-            mode: RemoveMode::Eject,
-            channel: device.channel,
-            detail: Some("the guest wrote _EJ0 by itself".to_owned()),
-        });
-    }
-
     /// The first of p0, p1, … that no device has.
     pub fn free_id(&self) -> String {
         (0..=self.devices.len())
@@ -399,62 +280,7 @@ impl MemoryDevices {
 
     /// How an operation stands.
     pub fn operation(&self, number: u64) -> Result<Operation, Error> {
-        self.operations.iter().find(|o| o.operation == number).cloned().ok_or_else(|| {
-            Error::new(
-                ErrorCode::NoSuchOperation,
-                format!("There is no operation {number}"),
-                "use the number with which the operation was answered",
-            )
-        })
-    }
-
-    /// The window in which `pmem` goes.
-    fn place(&self, pmem: &Pmem, size: u64) -> Result<usize, Error> {
-        let taken = |unit: usize| self.devices.iter().find(|d| d.unit == unit);
-        let unit = match &pmem.at {
-            None => (0..self.windows.len())
-                .filter(|unit| taken(*unit).is_none())
-                .find(|unit| length(&self.windows[*unit]) >= size)
-                .ok_or_else(|| {
-                    Error::new(
-                        ErrorCode::NoFreeSlot,
-                        format!("No free slot holds {size:#x} bytes"),
-                        "declare slots when the machine starts (--slots nfit=N,size=SIZE), or use at=ID of a departed device",
-                    )
-                })?,
-            Some(Place::Device(id)) => self.find(id)?.unit,
-            Some(Place::Address(address)) => {
-                self.windows.iter().position(|w| w.range.start == address.0).ok_or_else(|| {
-                    Error::new(
-                        ErrorCode::AddressInUse,
-                        format!("No slot begins at {address}"),
-                        format!(
-                            "use one of {}",
-                            self.windows.iter().map(|w| format!("{:#x}", w.range.start)).collect::<Vec<_>>().join(", ")
-                        ),
-                    )
-                })?
-            }
-        };
-        if let Some(device) = taken(unit).filter(|d| d.state != MemoryState::Departed) {
-            return Err(Error::new(
-                ErrorCode::AddressInUse,
-                format!("{} is at {:#x}", device.id, device.region.gpa()),
-                "remove it first",
-            ));
-        }
-        let room = length(&self.windows[unit]);
-        if room < size {
-            return Err(Error::new(
-                ErrorCode::NoFreeSlot,
-                format!(
-                    "The slot at {:#x} holds {room:#x} bytes, not {size:#x}",
-                    self.windows[unit].range.start
-                ),
-                "insert a smaller device, or declare larger slots",
-            ));
-        }
-        Ok(unit)
+        self.operations.get(number)
     }
 
     fn describe(&self, device: &Device) -> MemoryDevice {
@@ -478,14 +304,16 @@ impl MemoryDevices {
         }
     }
 
-    fn default_channel(&self) -> Channel {
+    /// The channel of a device that names none.
+    pub(super) fn default_channel(&self) -> Channel {
         match self.kernel {
             Some(version) if version >= FIRST_WITHOUT_CONTAINER => Channel::None,
             _ => Channel::Container,
         }
     }
 
-    fn no_channel(&self, device: &Device) -> Error {
+    /// Why a device cannot be removed.
+    pub(super) fn no_channel(&self, device: &Device) -> Error {
         match self.kernel {
             Some((major, minor)) if device.pmem.channel.is_none() => Error::new(
                 ErrorCode::NotSupported,
@@ -522,25 +350,6 @@ impl MemoryDevices {
             format!("insert a device in its place (at={id}), or name one that is present"),
         ))
     }
-
-    fn begin(&self, kind: &str, device: &str) -> Operation {
-        Operation {
-            operation: self.operations.len() as u64 + 1,
-            kind: kind.to_owned(),
-            device: device.to_owned(),
-            state: OperationState::Running,
-            mode: None,
-            channel: None,
-            error: None,
-        }
-    }
-
-    fn finish(&mut self, mut operation: Operation) -> Operation {
-        operation.state = OperationState::Done;
-        self.events.publish(Event::OperationFinished { operation: operation.operation, error: None });
-        self.operations.push(operation.clone());
-        operation
-    }
 }
 
 /// What the firmware says of a device in window `unit`.
@@ -560,11 +369,13 @@ pub fn firmware(pmem: &Pmem, size: u64, unit: usize, window: &Window) -> PmemUni
     }
 }
 
-fn length(window: &Window) -> u64 {
+/// Bytes of a window.
+pub(super) fn length(window: &Window) -> u64 {
     window.range.end - window.range.start
 }
 
-fn state_name(state: MemoryState) -> &'static str {
+/// The word for a state.
+pub(super) fn state_name(state: MemoryState) -> &'static str {
     match state {
         MemoryState::Present => "present",
         MemoryState::Leaving => "leaving",

@@ -16,9 +16,12 @@ mod injection;
 mod mce;
 mod media;
 mod memory;
+mod operations;
 mod outcome;
+mod plug;
 mod poison;
 mod records;
+mod removal;
 
 use std::collections::VecDeque;
 use std::io;
@@ -45,6 +48,7 @@ use self::cpu::{Cpu, CpuEnd, Left, Mailbox, Message};
 use self::memory::MemoryDevices;
 pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
+use self::plug::Farewell;
 use crate::api::Executor;
 use crate::command::{
     Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest, Operation,
@@ -268,7 +272,7 @@ impl Machine {
             let timeout = match &self.panic {
                 Some(_) => LastWords::LOOK.as_millis() as i32,
                 None if pending => ANNOUNCE_AGAIN.as_millis() as i32,
-                None => -1,
+                None => self.until_deadline(),
             };
             match epoll.wait(timeout, &mut ready) {
                 Ok(0) => lock(&self.built.platform).retrigger(),
@@ -286,6 +290,15 @@ impl Machine {
             }
         };
         Ok(self.stop(cause, start.elapsed()))
+    }
+
+    /// Milliseconds until a removal is overdue, -1 if there is none. A guest that is paused can do nothing about it.
+    fn until_deadline(&self) -> i32 {
+        let deadline = self.built.memory.next_deadline().filter(|_| self.state == MachineState::Running);
+        deadline.map_or(-1, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
+        })
     }
 
     fn start_vcpus(&mut self) -> Result<(), LoopError> {
@@ -317,6 +330,9 @@ impl Machine {
         }
         let mut cause = None;
         let mut effects = Effects::new();
+        if self.until_deadline() == 1 {
+            self.stopped(|built, held| built.memory.overdue(held, &built.platform));
+        }
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Effect(effect) => cause = cause.or(self.apply(effect, &mut effects)),
@@ -377,7 +393,11 @@ impl Machine {
                 None
             }
             Effect::UnitEject { unit } => {
-                self.stopped(|built, held| built.memory.ejected(held, unit));
+                self.stopped(|built, held| built.memory.ejected(held, &built.platform, unit));
+                None
+            }
+            Effect::UnitStatus { unit, status } => {
+                self.stopped(|built, held| built.memory.os_said(held, &built.platform, unit, status));
                 None
             }
             Effect::InjectError(injection) => {
@@ -497,8 +517,9 @@ impl Machine {
             Command::PoisonClear { device, ranges } => {
                 memory.poison_clear(held, &device, ranges.as_deref()).map(Reply::PoisonCleared)
             }
-            Command::Remove { device, mode, via } => {
-                memory.remove(held, platform, &device, mode, via).map(Reply::Operation)
+            Command::Remove { device, mode, via, timeout } => {
+                let farewell = Farewell { mode, via, patience: timeout.map(|timeout| timeout.0) };
+                memory.remove(held, platform, &device, farewell).map(Reply::Operation)
             }
             Command::Insert { pmem } => insert(held, memory, platform, &pmem).map(Reply::Operation),
             Command::Pause => {

@@ -124,9 +124,10 @@ fn signal_and_repair(at: &mut Mapped) {
 fn removed_under_the_mapping(at: &mut Mapped) {
     assert_eq!(at.load(WORD).0, pattern(WORD));
     let before = at.guest.last_event();
-    at.guest.ctl(&["remove", "p0", "--surprise", "--wait"]);
     // The kernel writes back what it has: each store to what is not there is trapped and dropped.
-    at.guest.until_ok("! test -b /dev/pmem0", REMOVAL);
+    let patience = format!("{}s", REMOVAL.as_secs());
+    at.guest.ctl(&["remove", "p0", "--surprise", "--timeout", &patience, "--wait", &patience]);
+    at.guest.ok("! test -b /dev/pmem0");
 
     let (word, rip) = at.load(WORD);
     assert_eq!(word, u64::MAX, "what is not there reads as ones");

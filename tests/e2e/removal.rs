@@ -1,7 +1,7 @@
 //! Memory that goes away: what the kernel lets go of, who still touches it, and what comes in its place.
 
-use aconite_tests::Run;
 use aconite_tests::machine::PMEM;
+use aconite_tests::{Machine, Run};
 use serde_json::json;
 use std::fs;
 
@@ -23,11 +23,9 @@ fn replaced(kernel: &str) {
     let before = guest.last_event();
     let operation = guest.ctl(&["remove", "p0", "--surprise", "--wait"]);
     assert_eq!((&operation["state"], &operation["channel"]), (&json!("done"), &json!("container")));
-    guest.until_ok(GONE, PMEM);
+    guest.ok(GONE);
     assert_eq!(guest.device("p0")["state"], "departed");
-    let steps: Vec<_> =
-        guest.events_named(before, "removal").iter().map(|event| event["step"].clone()).collect();
-    assert_eq!(steps, ["requested", "surprised", "notified", "departed"]);
+    assert_eq!(steps(&guest, before), ["requested", "surprised", "notified", "departed"]);
     let refused = guest.ctl_refused(&["poison", "add", "p0", "0"]);
     assert_eq!(refused["code"], "wrong_device_state", "{refused}");
     let refused = guest.ctl_refused(&["remove", "p0", "--surprise"]);
@@ -53,6 +51,56 @@ fn an_idle_device_is_replaced() {
 #[test]
 fn an_idle_device_is_replaced_on_6_1() {
     replaced("6.1");
+}
+
+/// The steps of removals since event `before`, as words.
+fn steps(guest: &Machine, before: u64) -> Vec<String> {
+    let events = guest.events_named(before, "removal");
+    events.iter().map(|event| event["step"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Asks the guest for a device: it refuses while its container is online, and lets go once its user space has agreed.
+/// The id is free then, and keeps its address.
+fn orderly(kernel: &str) {
+    let mut guest = Run::kernel(kernel).pmem("size=1G,id=p0").tools(&["ndctl"]).shell();
+    guest.until_ok("test -b /dev/pmem0", PMEM);
+    let gpa = guest.device("p0")["gpa"].clone();
+
+    let before = guest.last_event();
+    let ended = guest.ctl_failed(&["remove", "p0", "--eject", "--wait"]);
+    assert_eq!(
+        (&ended["state"], &ended["error"]["code"]),
+        (&json!("failed"), &json!("guest_refused")),
+        "{ended}"
+    );
+    assert_eq!(steps(&guest, before), ["requested", "notified", "quiescing", "refused"]);
+    assert_eq!(guest.device("p0")["state"], "present");
+    guest.ok("dd if=/dev/pmem0 of=/dev/null bs=4096 count=1 2>/dev/null");
+
+    guest.ok("echo 0 > /sys/devices/system/container/ACPI0004:00/online");
+    let before = guest.last_event();
+    let operation = guest.ctl(&["remove", "p0", "--eject", "--wait"]);
+    assert_eq!(operation["state"], "done", "{operation}");
+    assert_eq!(steps(&guest, before), ["requested", "notified", "quiescing", "ejected", "departed"]);
+    guest.ok(GONE);
+    assert_eq!(guest.device("p0")["state"], "departed");
+
+    let operation = guest.ctl(&["insert", "pmem", "size=512M,id=p0", "--wait"]);
+    assert_eq!(operation["state"], "done", "{operation}");
+    guest.until_ok("test \"$(cat /sys/block/pmem*/size)\" = 1048576", PMEM);
+    assert_eq!(guest.device("p0")["gpa"], gpa);
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
+#[test]
+fn a_guest_that_is_asked_refuses_or_lets_go() {
+    orderly("6.12");
+}
+
+#[test]
+#[ignore = "wide"]
+fn a_guest_that_is_asked_refuses_or_lets_go_on_6_1() {
+    orderly("6.1");
 }
 
 /// A kernel from 7.0 on does not let go: the removal is refused with its reason, and nothing changes.

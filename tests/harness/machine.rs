@@ -218,6 +218,20 @@ impl Machine {
         reply["error"].clone()
     }
 
+    /// Asks for an operation that must fail, and returns how it ended.
+    ///
+    /// # Panics
+    /// It is refused, or does not fail.
+    #[track_caller]
+    pub fn ctl_failed(&self, arguments: &[&str]) -> Value {
+        let output = self.run_ctl(arguments);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "ctl {arguments:?}: {text}");
+        let reply: Value = serde_json::from_str(&text).expect("an operation in JSON");
+        assert_eq!(reply["state"], "failed", "{reply}");
+        reply
+    }
+
     /// The memory device with this id.
     ///
     /// # Panics

@@ -6,10 +6,10 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Acquire, Arg, BufferData, Concat, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
+    Acquire, And, Arg, BufferData, Concat, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
     FieldLockRule, FieldUpdateRule, GreaterThan, If, Index, LessThan, Local, Method, MethodCall, Mid, Mutex,
-    Name, ONE, ObjectType, OpRegion, OpRegionSpace, Package, Path, Release, Return, SizeOf, Store, ToInteger,
-    ZERO,
+    Name, ONE, ObjectType, OpRegion, OpRegionSpace, Or, Package, Path, Release, Return, ShiftLeft, SizeOf,
+    Store, ToInteger, ZERO,
 };
 
 use super::Body;
@@ -47,6 +47,7 @@ pub(super) fn append(body: &mut Body, unit: u32) {
             &mailbox_call(),
             &status(),
             &Method::new("_EJ0".into(), 1, false, vec![&Store::new(&Name::new_field_name("EJCT"), &ONE)]),
+            &os_status(),
             &root(unit),
         ],
     ));
@@ -58,11 +59,29 @@ fn status() -> Body {
     body
 }
 
+/// `_OST (event, status, details)`: what the OS has come to with a notification, so that nobody has to guess.
+fn os_status() -> Body {
+    let (event, status) = (Local(0), Local(1));
+    let mut body = Body::default();
+    body.push(&Method::new(
+        "_OST".into(),
+        3,
+        false,
+        vec![
+            &And::new(&event, &Arg(0), &0xFFFFu16),
+            &And::new(&status, &Arg(1), &0xFFFFu16),
+            &ShiftLeft::new(&status, &status, &16u8),
+            &Or::new(&Name::new_field_name("OSTA"), &event, &status),
+        ],
+    ));
+    body
+}
+
 /// The unit's registers. Every field is one whole access, so nothing is ever read to be written back.
 fn registers(unit: u32) -> Body {
-    const { assert!(unit::STATUS == 0 && unit::EJECT == 4 && unit::DOORBELL == 8) };
+    const { assert!(unit::STATUS == 0 && unit::EJECT == 4 && unit::DOORBELL == 8 && unit::OS_STATUS == 12) };
     let mut body = Body::default();
-    body.push(&OpRegion::new("REGS".into(), OpRegionSpace::SystemMemory, &unit_base(unit), &12u8));
+    body.push(&OpRegion::new("REGS".into(), OpRegionSpace::SystemMemory, &unit_base(unit), &16u8));
     body.push(&Field::new(
         "REGS".into(),
         FieldAccessType::DWord,
@@ -72,6 +91,7 @@ fn registers(unit: u32) -> Body {
             FieldEntry::Named(*b"STAT", 32),
             FieldEntry::Named(*b"EJCT", 32),
             FieldEntry::Named(*b"DBEL", 32),
+            FieldEntry::Named(*b"OSTA", 32),
         ],
     ));
     body

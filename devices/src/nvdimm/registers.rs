@@ -1,9 +1,9 @@
-//! The register block of all units: `_STA`, `_EJ0` and the doorbell of the mailbox.
+//! The register block of all units: `_STA`, `_EJ0`, `_OST` and the doorbell of the mailbox.
 
 use std::sync::Arc;
 
 use aconite_acpi::layout::{MAX_UNITS, UNIT_SIZE};
-use aconite_acpi::platform::unit::{DOORBELL, EJECT, STATUS, STATUS_PRESENT};
+use aconite_acpi::platform::unit::{DOORBELL, EJECT, OS_STATUS, OsStatus, STATUS, STATUS_PRESENT};
 use aconite_acpi::platform::{self, EventTarget, FirmwareEvent, mailbox as layout, notify};
 
 use super::dimm::{label_information, label_read, label_write};
@@ -100,17 +100,25 @@ impl BusDevice for Units {
             }
             match register {
                 EJECT => self.eject(slot, effects),
-                DOORBELL => {
-                    let mut value = [0; 4];
-                    for (byte, &written) in value.iter_mut().zip(&data[index..]) {
-                        *byte = written;
-                    }
-                    self.ring(slot, u32::from_le_bytes(value), effects);
+                DOORBELL => self.ring(slot, first_word(&data[index..]), effects),
+                // An empty slot's too: it is what the OS says after it has let go.
+                OS_STATUS => {
+                    let status = OsStatus::decode(first_word(&data[index..]));
+                    effects.push(Effect::UnitStatus { unit: slot, status });
                 }
                 _ => {}
             }
         }
     }
+}
+
+/// The first four bytes of a write, zeroes where it ends before.
+fn first_word(data: &[u8]) -> u32 {
+    let mut value = [0; 4];
+    for (byte, &written) in value.iter_mut().zip(data) {
+        *byte = written;
+    }
+    u32::from_le_bytes(value)
 }
 
 #[cfg(test)]

@@ -98,6 +98,17 @@ fn an_ejected_unit_is_gone_when_the_write_returns() {
 }
 
 #[test]
+fn what_the_os_says_of_a_notification_is_passed_on_of_empty_slots_too() {
+    let mut machine = machine();
+    let said = |unit, event, status| Effect::UnitStatus { unit, status: OsStatus { event, status } };
+    assert_eq!(machine.write(REGISTERS + OS_STATUS, &[3, 0, 0x84, 0]), [said(SLOT, 3, OsStatus::EJECTING)]);
+    machine.table.remove(SLOT);
+    assert_eq!(machine.write(REGISTERS + OS_STATUS, &[1, 0, 0, 0]), [said(SLOT, 1, OsStatus::SUCCESS)]);
+    assert_eq!(machine.write(REGISTERS + OS_STATUS, &[3, 1]), [said(SLOT, OsStatus::EJECT_BY_OS, 0)]);
+    assert_eq!(machine.write(OS_STATUS, &[1, 0, 0x82, 0]), [said(0, 1, 0x82)]);
+}
+
+#[test]
 fn fit_is_the_unit_s_own_and_empty_without_it() {
     let mut machine = machine();
     machine.request(3, [0; 16], 0, 0, &[]);
@@ -274,6 +285,7 @@ fn a_write_acts_on_the_registers_whose_first_byte_it_covers() {
     machine.request(3, [0; 16], 0, 0, &[]);
     assert_eq!(machine.write(REGISTERS + EJECT + 1, &[1, 1, 1]), []);
     assert_eq!(machine.ring(3).1.len(), 100, "still there");
+    assert_eq!(machine.write(REGISTERS + OS_STATUS + 2, &[1, 1]), []);
     let both = [1, 0, 0, 0, 3, 0, 0, 0];
     assert_eq!(machine.write(REGISTERS + EJECT, &both), [Effect::UnitEject { unit: SLOT }]);
     let mut head = [0xEE; 8];
@@ -345,9 +357,13 @@ proptest! {
         let _ = machine.ring(code);
         for (offset, mut data, is_write) in accesses {
             if is_write {
+                let known = |effect: &Effect| match *effect {
+                    Effect::UnitEject { unit } => unit == SLOT,
+                    Effect::UnitStatus { unit, .. } => unit < MAX_UNITS,
+                    _ => false,
+                };
                 let effects = machine.write(offset, &data);
-                let ejected = [Effect::UnitEject { unit: SLOT }];
-                prop_assert!(effects.is_empty() || effects == ejected);
+                prop_assert!(effects.len() <= 2 && effects.iter().all(known));
             } else {
                 machine.units.read(offset, &mut data);
             }

@@ -1,0 +1,341 @@
+//! Devices go and come: what the machine does in each step of a removal, and where an arrival goes.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use aconite_acpi::platform::unit::OsStatus;
+use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
+use aconite_devices::bus::lock;
+use aconite_devices::platform::Platform;
+
+use super::chain;
+use super::memory::{Device, MemoryDevices, MemoryError, length, state_name};
+use super::removal::{Action, Happening, PATIENCE, Removal, unasked};
+use crate::command::{
+    Error, ErrorCode, Event, MemoryState, Operation, OperationState, RemovalStep, RemoveMode,
+};
+use crate::config::{Channel, CheckedPmem, Place, Pmem};
+use crate::kvm::Held;
+use crate::memory::MapError;
+use crate::memory::backing::BackingError;
+
+/// A request to take a device away.
+#[derive(Clone, Copy, Debug)]
+pub struct Farewell {
+    /// Whether the guest is asked.
+    pub mode: RemoveMode,
+    /// By which channel; `None` is the device's own.
+    pub via: Option<Channel>,
+    /// How long the guest may take; `None` is [`PATIENCE`].
+    pub patience: Option<Duration>,
+}
+
+impl MemoryDevices {
+    /// Begins to take a device away.
+    pub fn remove(
+        &mut self,
+        _held: &Held,
+        platform: &Mutex<Platform>,
+        id: &str,
+        farewell: Farewell,
+    ) -> Result<Operation, Error> {
+        let device = self.find(id)?;
+        let unit = device.unit;
+        let overtakes = farewell.mode == RemoveMode::Surprise
+            && self.removals.get(&unit).is_some_and(|removal| removal.mode == RemoveMode::Eject);
+        if !overtakes {
+            self.present(id)?;
+        }
+        let channel = farewell.via.unwrap_or(device.channel);
+        if channel == Channel::None {
+            return Err(self.no_channel(device));
+        }
+        if farewell.mode == RemoveMode::Surprise {
+            self.take_memory(unit).map_err(host_limit)?;
+        }
+        if overtakes {
+            self.hear(platform, unit, Happening::Overtaken);
+        }
+        let mut operation = operation("remove", id, channel);
+        operation.mode = Some(farewell.mode);
+        let operation = self.operations.begin(operation);
+        let patience = farewell.patience.unwrap_or(PATIENCE);
+        let (removal, actions) =
+            Removal::begin(id, operation.operation, farewell.mode, channel, patience, Instant::now());
+        self.removals.insert(unit, removal.clone());
+        self.carry_out(platform, unit, Some(&removal), actions);
+        self.operations.get(operation.operation)
+    }
+
+    /// The guest has ejected unit `unit`; its firmware has already let go of it.
+    pub fn ejected(&mut self, _held: &Held, platform: &Mutex<Platform>, unit: u32) {
+        let unit = unit as usize;
+        let how = "the guest evaluated _EJ0".to_owned();
+        if self.removals.contains_key(&unit) {
+            self.hear(platform, unit, Happening::LetGo(how));
+        } else if self.devices.iter().any(|d| d.unit == unit && d.state == MemoryState::Present) {
+            self.carry_out(platform, unit, None, unasked(how));
+        }
+    }
+
+    /// The guest has said what it has come to with a notification of a unit's container.
+    pub fn os_said(&mut self, _held: &Held, platform: &Mutex<Platform>, unit: u32, status: OsStatus) {
+        let unit = unit as usize;
+        let Some(removal) = self.removals.get(&unit).filter(|r| r.channel == Channel::Container) else {
+            return;
+        };
+        let asked = match removal.mode {
+            RemoveMode::Eject => notify::EJECT_REQUEST,
+            RemoveMode::Surprise => notify::DEVICE_CHECK,
+        };
+        if status.event != u16::from(asked) {
+            return;
+        }
+        let happening = match (status.status, removal.mode) {
+            (OsStatus::EJECTING, _) => Happening::Working,
+            (OsStatus::SUCCESS, RemoveMode::Surprise) => {
+                Happening::LetGo("the guest has taken notice (_OST)".to_owned())
+            }
+            // _EJ0 has come before; without it nothing was let go of.
+            (OsStatus::SUCCESS, RemoveMode::Eject) => {
+                Happening::Refused("it says that it is done (_OST), but it did not evaluate _EJ0".to_owned())
+            }
+            _ => Happening::Refused(format!("{} (_OST {:#x})", status.words(), status.status)),
+        };
+        self.hear(platform, unit, happening);
+    }
+
+    /// When the next removal is overdue.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.removals.values().map(|removal| removal.deadline).min()
+    }
+
+    /// Ends the removals that are overdue.
+    pub fn overdue(&mut self, _held: &Held, platform: &Mutex<Platform>) {
+        let now = Instant::now();
+        let late: Vec<usize> = self
+            .removals
+            .iter()
+            .filter(|(_, removal)| removal.deadline <= now)
+            .map(|(unit, _)| *unit)
+            .collect();
+        for unit in late {
+            self.hear(platform, unit, Happening::Overdue);
+        }
+    }
+
+    /// Something is heard of the removal of what is in `unit`.
+    fn hear(&mut self, platform: &Mutex<Platform>, unit: usize, happening: Happening) {
+        let Some(mut removal) = self.removals.remove(&unit) else { return };
+        let actions = removal.on(happening);
+        let ends = matches!(actions.last(), Some(Action::End(_)));
+        if !ends {
+            self.removals.insert(unit, removal.clone());
+        }
+        self.carry_out(platform, unit, Some(&removal), actions);
+    }
+
+    fn carry_out(
+        &mut self,
+        platform: &Mutex<Platform>,
+        unit: usize,
+        removal: Option<&Removal>,
+        actions: Vec<Action>,
+    ) {
+        let Some(device) = self.devices.iter().find(|d| d.unit == unit) else { return };
+        let (id, own_channel) = (device.id.clone(), device.channel);
+        for action in actions {
+            match action {
+                Action::Step(step, detail) => {
+                    self.events.publish(Event::Removal {
+                        device: id.clone(),
+                        operation: removal.map_or(0, |removal| removal.operation),
+                        step,
+                        mode: removal.map_or(RemoveMode::Eject, |removal| removal.mode),
+                        channel: removal.map_or(own_channel, |removal| removal.channel),
+                        detail,
+                    });
+                }
+                Action::TakeMemory => {
+                    if let Err(error) = self.take_memory(unit) {
+                        tracing::error!(%error, device = id, "memory that the guest has given back stays within reach");
+                        self.set_state(unit, MemoryState::Present);
+                        self.end(removal, Some(host_limit(error)));
+                        return;
+                    }
+                }
+                Action::TellGuest => {
+                    if let Some(removal) = removal {
+                        tell_container(platform, unit, removal.mode);
+                    }
+                }
+                Action::State(state) => self.set_state(unit, state),
+                Action::End(error) => self.end(removal, error),
+            }
+        }
+    }
+
+    fn take_memory(&self, unit: usize) -> Result<(), MapError> {
+        if let Some(device) = self.devices.iter().find(|d| d.unit == unit) {
+            self.space.depart(&device.region)?;
+            self.units.remove(unit as u32);
+        }
+        Ok(())
+    }
+
+    fn set_state(&mut self, unit: usize, state: MemoryState) {
+        if let Some(device) = self.devices.iter_mut().find(|d| d.unit == unit) {
+            device.state = state;
+        }
+    }
+
+    fn end(&mut self, removal: Option<&Removal>, error: Option<Error>) {
+        let Some(removal) = removal else { return };
+        self.operations.finish(removal.operation, error.clone());
+        self.events.publish(Event::OperationFinished { operation: removal.operation, error });
+    }
+
+    /// Puts a device into a free window, or in place of a departed one.
+    pub fn insert(
+        &mut self,
+        _held: &Held,
+        platform: &Mutex<Platform>,
+        pmem: &Pmem,
+        checked: CheckedPmem,
+    ) -> Result<Operation, Error> {
+        let size = checked.size.bytes();
+        let unit = self.place(pmem, size)?;
+        if let Some(taken) = self.devices.iter().find(|d| d.id == pmem.id && d.unit != unit) {
+            return Err(Error::new(
+                ErrorCode::IdInUse,
+                format!("The id {:?} is that of a {} device", pmem.id, state_name(taken.state)),
+                "choose another id",
+            ));
+        }
+        let mut operation = operation("insert", &pmem.id, pmem.channel.unwrap_or(self.default_channel()));
+        operation = self.operations.begin(operation);
+        if let Some(old) = self.devices.iter().position(|d| d.unit == unit) {
+            let old = self.devices.remove(old);
+            self.clear_window(&old, operation.operation, &pmem.id);
+        }
+        if let Err(error) = self.add(pmem, checked, unit) {
+            let code = match &error {
+                MemoryError::Backing(BackingError::InUse { .. }) => ErrorCode::FileInUse,
+                _ => ErrorCode::HostLimit,
+            };
+            let error = Error::new(code, chain(&error), "see the host's limits and the file's permissions");
+            self.operations.finish(operation.operation, Some(error.clone()));
+            return Err(error);
+        }
+        let event = FirmwareEvent { target: EventTarget::Container(unit as u32), code: notify::BUS_CHECK };
+        lock(platform).push(event);
+        self.events.publish(Event::Inserted {
+            device: pmem.id.clone(),
+            operation: operation.operation,
+            gpa: self.windows[unit].range.start.into(),
+            size,
+        });
+        self.operations.finish(operation.operation, None);
+        self.events.publish(Event::OperationFinished { operation: operation.operation, error: None });
+        self.operations.get(operation.operation)
+    }
+
+    /// Forgets a departed device: its addresses are no longer guarded.
+    fn clear_window(&mut self, old: &Device, operation: u64, by: &str) {
+        self.space.remove(old.region.gpa());
+        self.anonymous.remove(&old.id);
+        self.stale.forget(&old.id);
+        self.events.publish(Event::Removal {
+            device: old.id.clone(),
+            operation,
+            step: RemovalStep::Replaced,
+            mode: RemoveMode::Surprise,
+            channel: old.channel,
+            detail: Some(format!("by {by}")),
+        });
+    }
+
+    /// A window in which nothing ever was, or else the one whose device has departed first.
+    fn free_window(&self, size: u64) -> Option<usize> {
+        let fits = |unit: &usize| length(&self.windows[*unit]) >= size;
+        let untouched = |unit: &usize| self.devices.iter().all(|d| d.unit != *unit);
+        let departed = self.devices.iter().filter(|d| d.state == MemoryState::Departed).map(|d| d.unit);
+        (0..self.windows.len()).filter(untouched).chain(departed).find(fits)
+    }
+
+    /// The window in which `pmem` goes.
+    fn place(&self, pmem: &Pmem, size: u64) -> Result<usize, Error> {
+        let taken = |unit: usize| self.devices.iter().find(|d| d.unit == unit);
+        let unit = match &pmem.at {
+            // An id keeps its address.
+            None if self.devices.iter().any(|d| d.id == pmem.id) => self.find(&pmem.id)?.unit,
+            None => self.free_window(size).ok_or_else(|| {
+                Error::new(
+                    ErrorCode::NoFreeSlot,
+                    format!("No free slot holds {size:#x} bytes"),
+                    "declare slots when the machine starts (--slots nfit=N,size=SIZE), or remove a device",
+                )
+            })?,
+            Some(Place::Device(id)) => self.find(id)?.unit,
+            Some(Place::Address(address)) => {
+                self.windows.iter().position(|w| w.range.start == address.0).ok_or_else(|| {
+                    Error::new(
+                        ErrorCode::AddressInUse,
+                        format!("No slot begins at {address}"),
+                        format!(
+                            "use one of {}",
+                            self.windows
+                                .iter()
+                                .map(|w| format!("{:#x}", w.range.start))
+                                .collect::<Vec<_>>()
+                                .join(", ")
+                        ),
+                    )
+                })?
+            }
+        };
+        if let Some(device) = taken(unit).filter(|d| d.state != MemoryState::Departed) {
+            return Err(Error::new(
+                ErrorCode::AddressInUse,
+                format!("{} is at {:#x}", device.id, device.region.gpa()),
+                "remove it first",
+            ));
+        }
+        let room = length(&self.windows[unit]);
+        if room < size {
+            return Err(Error::new(
+                ErrorCode::NoFreeSlot,
+                format!(
+                    "The slot at {:#x} holds {room:#x} bytes, not {size:#x}",
+                    self.windows[unit].range.start
+                ),
+                "insert a smaller device, or declare larger slots",
+            ));
+        }
+        Ok(unit)
+    }
+}
+
+fn tell_container(platform: &Mutex<Platform>, unit: usize, mode: RemoveMode) {
+    let code = match mode {
+        RemoveMode::Eject => notify::EJECT_REQUEST,
+        RemoveMode::Surprise => notify::DEVICE_CHECK,
+    };
+    lock(platform).push(FirmwareEvent { target: EventTarget::Container(unit as u32), code });
+}
+
+fn operation(kind: &str, device: &str, channel: Channel) -> Operation {
+    Operation {
+        operation: 0,
+        kind: kind.to_owned(),
+        device: device.to_owned(),
+        state: OperationState::Running,
+        mode: None,
+        channel: Some(channel),
+        error: None,
+    }
+}
+
+fn host_limit(error: MapError) -> Error {
+    Error::new(ErrorCode::HostLimit, chain(&error), "raise vm.max_map_count of the host")
+}

@@ -1,0 +1,193 @@
+//! The removal of a memory device, as a state machine.
+//!
+//! A removal begins with a request and goes on with what is heard of the guest ([`Happening`]): over which channel the
+//! guest is told and heard is not known here. Each answer is a list of [`Action`]s, which the machine carries out in
+//! their order; so every way through a removal is seen in one place, and can be tested without a machine.
+//!
+//! ```text
+//!   orderly    requested ─ notified ─┬─ (quiescing) ─┬─ ejected ─ departed
+//!                                    │               ├─ refused        the device is present again
+//!                                    └───────────────┴─ timed out      the device is present again
+//!   surprise   requested ─ surprised ─ notified ─ (quiescing) ─┬─ departed
+//!                                                              ├─ refused ─ departed
+//!                                                              └─ timed out ─ departed
+//! ```
+//!
+//! Memory that went by surprise is gone whatever the guest does about it: when it refuses or does not answer, the
+//! operation fails, and the device has departed all the same. Id and address are free with the step `departed`, and
+//! not before. A surprise overtakes an orderly removal that is under way.
+
+use std::time::{Duration, Instant};
+
+use crate::command::{Error, ErrorCode, MemoryState, RemovalStep, RemoveMode};
+use crate::config::Channel;
+
+/// How long a guest may take unless the request says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What is heard of a removal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// The guest works on it.
+    Working,
+    /// The guest does not let go; why.
+    Refused(String),
+    /// The guest has let go; how that is known.
+    LetGo(String),
+    /// The deadline has passed.
+    Overdue,
+    /// The memory was taken away by surprise meanwhile.
+    Overtaken,
+}
+
+/// What the machine does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Tell of a step.
+    Step(RemovalStep, Option<String>),
+    /// Put the memory out of everybody's reach.
+    TakeMemory,
+    /// Tell the guest, over the removal's channel.
+    TellGuest,
+    /// The device is in this state now.
+    State(MemoryState),
+    /// The operation has ended, with an error or without.
+    End(Option<Error>),
+}
+
+/// A removal that is under way.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    /// The device.
+    pub device: String,
+    /// The operation that the request was answered with.
+    pub operation: u64,
+    /// Whether the guest was asked first.
+    pub mode: RemoveMode,
+    /// How the guest is told and heard.
+    pub channel: Channel,
+    /// When the guest has taken too long.
+    pub deadline: Instant,
+    patience: Duration,
+    working: bool,
+}
+
+impl Removal {
+    /// A removal, and how it begins.
+    pub fn begin(
+        device: &str,
+        operation: u64,
+        mode: RemoveMode,
+        channel: Channel,
+        patience: Duration,
+        now: Instant,
+    ) -> (Self, Vec<Action>) {
+        // A time that no clock reaches is as good as one in a hundred years.
+        const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        let deadline = now.checked_add(patience).unwrap_or_else(|| now + FOR_EVER);
+        let device = device.to_owned();
+        let removal = Self { device, operation, mode, channel, deadline, patience, working: false };
+        let mut actions = vec![Action::Step(RemovalStep::Requested, None)];
+        if mode == RemoveMode::Surprise {
+            actions.extend([Action::TakeMemory, Action::Step(RemovalStep::Surprised, None)]);
+        }
+        actions.extend([
+            Action::State(MemoryState::Leaving),
+            Action::TellGuest,
+            Action::Step(RemovalStep::Notified, None),
+        ]);
+        (removal, actions)
+    }
+
+    /// What follows from a happening. The removal is over when the last action is [`Action::End`].
+    pub fn on(&mut self, happening: Happening) -> Vec<Action> {
+        let surprise = self.mode == RemoveMode::Surprise;
+        match happening {
+            Happening::Working if self.working => Vec::new(),
+            Happening::Working => {
+                self.working = true;
+                vec![Action::Step(RemovalStep::Quiescing, None)]
+            }
+            Happening::LetGo(how) if surprise => departed(Some(how), None),
+            Happening::LetGo(how) => {
+                let mut actions = vec![Action::Step(RemovalStep::Ejected, Some(how)), Action::TakeMemory];
+                actions.extend(departed(None, None));
+                actions
+            }
+            Happening::Refused(why) => {
+                let error = self.refused(&why);
+                self.left(RemovalStep::Refused, Some(why), error)
+            }
+            Happening::Overdue => {
+                let error = self.timed_out();
+                self.left(RemovalStep::TimedOut, None, error)
+            }
+            Happening::Overtaken => vec![Action::End(Some(Error::new(
+                ErrorCode::WrongDeviceState,
+                format!("{} was removed by surprise before the guest had let go of it", self.device),
+                "see the operation of that removal",
+            )))],
+        }
+    }
+
+    /// The guest has not done what it was told.
+    fn left(&self, step: RemovalStep, detail: Option<String>, error: Error) -> Vec<Action> {
+        let mut actions = vec![Action::Step(step, detail)];
+        if self.mode == RemoveMode::Surprise {
+            actions.extend(departed(None, Some(error)));
+        } else {
+            actions.extend([Action::State(MemoryState::Present), Action::End(Some(error))]);
+        }
+        actions
+    }
+
+    fn refused(&self, why: &str) -> Error {
+        let (device, gone) = (&self.device, self.gone());
+        Error::new(
+            ErrorCode::GuestRefused,
+            format!("The guest does not let go of {device}: {why}{gone}"),
+            match self.mode {
+                RemoveMode::Eject => "end what uses it in the guest and ask again, or remove it by surprise",
+                RemoveMode::Surprise => "see the guest's kernel log",
+            },
+        )
+    }
+
+    fn timed_out(&self) -> Error {
+        let (device, gone, seconds) = (&self.device, self.gone(), self.patience.as_secs_f64());
+        Error::new(
+            ErrorCode::GuestTimedOut,
+            format!("The guest has not let go of {device} within {seconds} s{gone}"),
+            "see the guest's kernel log for what it waits for, or give it more time (timeout)",
+        )
+    }
+
+    fn gone(&self) -> &'static str {
+        match self.mode {
+            RemoveMode::Surprise => "; its memory is gone all the same",
+            RemoveMode::Eject => "",
+        }
+    }
+}
+
+/// The guest lets go of a device that nobody has asked it for.
+pub fn unasked(how: String) -> Vec<Action> {
+    vec![
+        Action::Step(RemovalStep::Ejected, Some(how)),
+        Action::TakeMemory,
+        Action::State(MemoryState::Departed),
+        Action::Step(RemovalStep::Departed, None),
+    ]
+}
+
+fn departed(detail: Option<String>, error: Option<Error>) -> Vec<Action> {
+    vec![
+        Action::State(MemoryState::Departed),
+        Action::Step(RemovalStep::Departed, detail),
+        Action::End(error),
+    ]
+}
+
+#[cfg(test)]
+#[path = "removal_test.rs"]
+mod tests;
