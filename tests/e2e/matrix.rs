@@ -5,6 +5,7 @@
 use aconite_tests::environment::matrix;
 use std::fs;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Distinct instruction forms that must be run at least.
 const FORMS: u64 = 60;
@@ -27,4 +28,15 @@ fn every_form_does_with_a_guard_what_it_does_without() {
     for row in rows.iter().filter(|row| row["outcome"] == "not-run") {
         assert_ne!(row["detail"], "", "a row that is not run says why: {row}");
     }
+}
+
+/// Seeds that no run before has had: a failure says its seed.
+#[test]
+#[ignore = "wide: 10000 random instruction streams"]
+fn random_streams() {
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let output =
+        matrix().args(["random stream", "--streams", "10000", "--seed", &seed.to_string()]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "from seed {seed}: {text}{}", String::from_utf8_lossy(&output.stderr));
 }

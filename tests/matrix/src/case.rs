@@ -69,12 +69,14 @@ pub enum Expect {
 }
 
 /// State when the machine check comes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Before {
     /// That of a guest whose program ends before the instruction under test.
     Instruction,
     /// That of a guest that does this many iterations of the repeated instruction under test.
     Iterations(u64),
+    /// That of a guest with this program.
+    Program(Vec<u8>),
     /// That of the guest's own page fault when the operand's page is not there: the instruction may be done in part.
     PageFault,
 }
@@ -326,7 +328,7 @@ impl Case {
                 judged.note("poisoned lines", &guarded.poison, &self.poison);
             }
             Expect::MachineCheck { before } => {
-                let before = self.before(machine, *before).context("Before the machine check")?;
+                let before = self.before(machine, before).context("Before the machine check")?;
                 judged.machine_check(guarded, &before, self);
                 judged.same(guarded, reference);
             }
@@ -337,7 +339,7 @@ impl Case {
     }
 
     /// The state that the machine check must find.
-    fn before(&self, machine: &mut Machine, before: Before) -> Result<Outcome> {
+    fn before(&self, machine: &mut Machine, before: &Before) -> Result<Outcome> {
         match before {
             Before::Instruction => {
                 let mut outcome = machine.run(&self.guest(&[&self.before, &DONE]))?;
@@ -346,10 +348,17 @@ impl Case {
                     .write(self.instruction() - (CODE_VA - CODE), &[&self.tested[..], &DONE].concat());
                 Ok(outcome)
             }
+            Before::Program(program) => {
+                let mut outcome = machine.run(&self.guest(&[program, &DONE]))?;
+                let whole = self.guest(&[&self.before, &self.tested, &DONE]);
+                let bytes = machine.image(&whole)?.bytes(CODE..STACK).context("No such memory")?.to_vec();
+                outcome.memory.write(CODE, &bytes);
+                Ok(outcome)
+            }
             Before::Iterations(count) => {
                 let mut guest = self.guest(&[&self.before, &self.tested, &DONE]);
                 let left = guest.regs.rcx - count;
-                guest.regs.rcx = count;
+                guest.regs.rcx = *count;
                 let mut outcome = machine.run(&guest)?;
                 outcome.regs.rcx = left;
                 Ok(outcome)

@@ -4,6 +4,9 @@
 //! and once with; the monitor's own code ([`aconite::fault::Traps`]) serves the traps. Where no poison is touched,
 //! registers, flags, vector registers and memory must end as they did without a guard. Where it is, the guest must
 //! find a machine check at that instruction with nothing of it done, and once the line is repaired, the same end.
+//!
+//! Behind the rows of the lists come random streams of instructions, each from its seed: `aconite-matrix "random stream"
+//! --seed N --streams 1` repeats one.
 
 mod case;
 mod feature;
@@ -33,6 +36,12 @@ struct Arguments {
     /// Write matrix.json and matrix.tsv into this directory
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// How many random instruction streams to run
+    #[arg(long, value_name = "COUNT", default_value_t = 200)]
+    streams: u64,
+    /// The seed of the first of them; each further one has the next number
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
 }
 
 fn main() -> ExitCode {
@@ -56,7 +65,10 @@ fn run(arguments: &Arguments) -> Result<u8> {
     }
     let mut machine = Machine::new()?;
     let wanted = |form: &str| arguments.filter.as_ref().is_none_or(|filter| form.contains(filter));
-    let planned = rows::all(&Features(machine.cpuid()))?;
+    let features = Features(machine.cpuid());
+    let mut planned = rows::all(&features)?;
+    planned
+        .extend(rows::streams(arguments.seed..arguments.seed.saturating_add(arguments.streams), &features)?);
     let mut done = Vec::new();
     for row in planned {
         match row {

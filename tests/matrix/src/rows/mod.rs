@@ -4,6 +4,7 @@ mod fetches;
 mod forms;
 mod operands;
 mod steps;
+mod streams;
 mod strings;
 mod tables;
 mod walks;
@@ -11,6 +12,8 @@ mod walks;
 use crate::case::{Case, Class, Row};
 use crate::feature::{Feature, Features};
 use anyhow::Result;
+
+pub use streams::rows as streams;
 
 /// A case, or why there is none.
 pub enum Planned {

@@ -98,7 +98,7 @@ impl Form {
             quirk: self.quirk,
             sound: None,
             expect: if consumes && line == Line::Hit {
-                Expect::MachineCheck { before: self.state }
+                Expect::MachineCheck { before: self.state.clone() }
             } else {
                 Expect::Same
             },
