@@ -252,7 +252,7 @@ fn deliveries_switch_stacks_as_the_tables_say() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: 16 * ProptestConfig::default().cases, ..ProptestConfig::default() })]
     #[test]
     fn no_bytes_and_no_registers_make_it_panic(
         code in prop::collection::vec(any::<u8>(), 15),

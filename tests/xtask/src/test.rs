@@ -19,8 +19,19 @@ const MATRIX: &str = "aconite-matrix";
 const KERNELS: [&str; 2] = ["6.1", "7.x"];
 
 /// The suites that are about memory errors.
-const ERRORS: [&str; 9] =
-    ["matrix::", "outcomes::", "ram::", "mapped::", "apei::", "einj::", "erst::", "dma::", "host_poison::"];
+const ERRORS: [&str; 11] = [
+    "matrix::",
+    "outcomes::",
+    "mce::",
+    "policy::",
+    "ram::",
+    "mapped::",
+    "apei::",
+    "einj::",
+    "erst::",
+    "dma::",
+    "host_poison::",
+];
 
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.
@@ -89,6 +100,9 @@ pub struct Arguments {
     /// Only the tests that boot no guest: no material is fetched
     #[arg(long, conflicts_with_all = ["suites", "kernel"])]
     quick: bool,
+    /// Each property is tried on this many random inputs: fuzzing, for as long as that takes
+    #[arg(long, value_name = "COUNT", requires = "quick")]
+    cases: Option<u32>,
     /// The kernel of the tests that are not about a certain one, by its name among the material
     #[arg(long, value_name = "NAME", default_value = "6.12")]
     kernel: String,
@@ -102,6 +116,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.suites.is_empty() {
         let mut unit = cargo();
         unit.args(["test", "--workspace", "--exclude", END_TO_END]);
+        if let Some(cases) = arguments.cases {
+            unit.env("PROPTEST_CASES", cases.to_string());
+        }
         if arguments.quick {
             unit.arg("--").args(&arguments.rest);
         } else {
