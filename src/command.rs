@@ -8,6 +8,7 @@
 //! takes time (a removal) answers with an [`Operation`] and goes on in events.
 
 mod bus;
+mod census;
 mod cper;
 mod error;
 mod event;
@@ -22,6 +23,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::bus::{EventBus, HISTORY, Next, Subscription};
+pub use self::census::{
+    Census, CensusHalf, CensusMapping, CensusProcess, LISTED as CENSUS_LISTED,
+    LISTED_IN_EVENT as CENSUS_LISTED_IN_EVENT,
+};
 pub use self::cper::{
     CperAccepted, CperCommon, CperNotify, CperRequest, CperSection, CperSeverity, timestamp,
 };
@@ -115,6 +120,11 @@ pub enum Command {
         /// The device. Its `at` names an address or a departed device.
         pmem: Pmem,
     },
+    /// Who maps a memory device, present or departed. Answers [`Reply::Census`].
+    Census {
+        /// The device's id.
+        device: String,
+    },
     /// Tells the guest of an error, as firmware does. Answers [`Reply::Cper`].
     Cper {
         /// The error.
@@ -189,6 +199,7 @@ impl Command {
             Self::RaiseMce { .. } => "mce",
             Self::Remove { .. } => "remove",
             Self::Insert { .. } => "insert",
+            Self::Census { .. } => "census",
             Self::Cper { .. } => "cper",
             Self::ShowOperation { .. } => "operation",
             Self::Pause => "pause",
@@ -221,6 +232,7 @@ impl Command {
             | Self::RaiseMce { .. }
             | Self::Remove { .. }
             | Self::Insert { .. }
+            | Self::Census { .. }
             | Self::Cper { .. } => {
                 (&[Running, Paused], "do it while the machine runs, after the event machine_started")
             }

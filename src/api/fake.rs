@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::Executor;
 use crate::command::{
-    ClearedBy, Command, CperAccepted, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState,
-    MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
-    PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, RemoveMode, Reply,
+    Census, CensusHalf, ClearedBy, Command, CperAccepted, Error, ErrorCode, Event, EventBus, MachineInfo,
+    MachineState, MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
+    PoisonCleared, PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState,
+    RemoveMode, Reply,
 };
 use crate::config::{Channel, PmemSource, Via};
 use crate::memory::{GuardMethod, RangeSet, round_out};
@@ -241,6 +242,23 @@ impl Executor for FakeMachine {
                         ));
                     }
                 }
+            }
+            Command::Census { device } => {
+                let found = &state.find(&device)?.0;
+                let nothing = || CensusHalf { entries: 0, bytes: 0, mappings: Vec::new(), more: 0 };
+                Reply::Census(Box::new(Census {
+                    device,
+                    gpa: found.gpa,
+                    size: found.size,
+                    address_spaces: 1,
+                    scanned_pages: 0,
+                    tables: 0,
+                    microseconds: 1,
+                    complete: true,
+                    user: nothing(),
+                    kernel: nothing(),
+                    unseen: Census::UNSEEN.to_owned(),
+                }))
             }
             Command::Cper { request } => {
                 Reply::Cper(CperAccepted { record: 1, source: request.source().name().to_owned(), ahead: 0 })

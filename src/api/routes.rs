@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::request::{Input, wrong_value};
 use crate::command::{
-    Command, CperAccepted, CperRequest, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice,
-    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace, PoisonPlaced,
-    PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode,
+    Census, Command, CperAccepted, CperRequest, Error, ErrorCode, MachineInfo, MceQueued, MceRequest,
+    MemoryDevice, NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace,
+    PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{Address, TimeSpan};
@@ -242,6 +242,18 @@ pub const ROUTES: &[Route] = &[
                 timeout: input.span("timeout")?,
             }))
         },
+    },
+    Route {
+        method: "GET",
+        path: "/v1/memory/{id}/census",
+        name: "memory_census",
+        summary: "Who maps a memory device, or the addresses of one that has departed: all page tables are walked",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<Census>),
+        errors: &[ErrorCode::NoSuchDevice, ErrorCode::WrongState],
+        handler: |input| Ok(Action::Execute(Command::Census { device: input.id() })),
     },
     Route {
         method: "GET",

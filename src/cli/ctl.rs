@@ -80,6 +80,11 @@ pub enum Request {
     /// Put a device into a free slot
     #[command(subcommand)]
     Insert(Insert),
+    /// Who maps a memory device, or the addresses of one that has departed
+    Census {
+        /// The device
+        device: String,
+    },
     /// Tell the guest of an error, as firmware does; the error itself is not made
     Cper(Cper),
     /// How an operation stands
@@ -345,6 +350,7 @@ impl Session {
                 let pmem = json!(Pmem::parse("pmem", device)?.absolute());
                 self.operate("POST", "/v1/memory", Some(&pmem), wait.as_deref(), output)
             }
+            Request::Census { device } => self.ask("GET", &memory(device, "/census"), None, output),
             Request::Cper(Cper { common, section }) => {
                 let request = CperRequest { common: common.clone(), section: section.clone() };
                 self.ask("POST", "/v1/cper", Some(&json!(request)), output)

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CperSeverity, Error, InjectionSeverity, InjectionStep, NotifyKind, RemoveMode};
+use super::{Census, CperSeverity, Error, InjectionSeverity, InjectionStep, NotifyKind, RemoveMode};
 use crate::config::Channel;
 use crate::units::{Address, ByteRange};
 
@@ -375,6 +375,15 @@ pub enum Event {
         gpa: Address,
         /// Its size in bytes.
         size: u64,
+    },
+    /// Who maps the addresses of a departed device at the moment at which another one comes in its place: what these
+    /// mappings reach from now on is the new device.
+    Census {
+        /// The operation that the insertion was answered with.
+        operation: u64,
+        /// What was found.
+        #[serde(flatten)]
+        census: Box<Census>,
     },
     /// An operation has ended; its state can be asked for.
     OperationFinished {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{CperAccepted, Error, MceQueued, RemoveMode};
+use super::{Census, CperAccepted, Error, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
 use crate::memory::{GuardMethod, PoisonPolicy};
 use crate::units::{Address, ByteRange};
@@ -35,6 +35,8 @@ pub enum Reply {
     Cper(CperAccepted),
     /// Something was begun that goes on in events.
     Operation(Operation),
+    /// Who maps a device.
+    Census(Box<Census>),
 }
 
 /// What a machine does.

@@ -5,10 +5,12 @@ mod baton;
 mod kick;
 mod report;
 mod vcpu;
+mod view;
 mod vm;
 
 pub use baton::{Baton, Held, Stopped};
 pub use kick::{Kick, KickTimer};
 pub use report::CpuReport;
 pub use vcpu::{ExitCounts, RunError, StopAt, Vcpu, VcpuExitKind};
+pub use view::VcpuView;
 pub use vm::{GsiLine, KvmError, Slot, Vm};

@@ -10,6 +10,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use thiserror::Error;
 
+use super::VcpuView;
 use crate::memory::Region;
 use crate::x86::mca::MsrRange;
 
@@ -104,6 +105,11 @@ impl Vm {
     /// Makes vCPU `id`.
     pub fn create_vcpu(&self, id: u32) -> Result<VcpuFd, KvmError> {
         self.fd.create_vcpu(u64::from(id)).map_err(KvmError::refused(format!("vCPU {id}")))
+    }
+
+    /// A look at a vCPU that works while its thread has it.
+    pub fn view(&self, vcpu: &VcpuFd, physical_bits: u8) -> Result<VcpuView, KvmError> {
+        VcpuView::new(&self.fd, vcpu, physical_bits)
     }
 
     /// Shows `region` to the guest for as long as the slot lives.

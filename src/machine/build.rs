@@ -39,7 +39,7 @@ use crate::command::EventBus;
 use crate::config::{self, CheckedPmem, ConfigError, Place};
 use crate::fault::{Injector, StaleLog, Traps};
 use crate::host::probe;
-use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, Vm};
+use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, VcpuView, Vm};
 use crate::layout::{Layout, LayoutError, UnitRequest};
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{AddressSpace, Backing, MapError, Region, RegionKind, SpaceError};
@@ -233,6 +233,8 @@ pub struct MemoryPlan {
 pub struct Built {
     /// vCPUs, not yet on threads.
     pub vcpus: Vec<(Vcpu, McaState)>,
+    /// The vCPUs once more, to look at while they stand still.
+    pub views: Vec<VcpuView>,
     /// The baton.
     pub baton: Arc<Baton>,
     /// Devices behind ports.
@@ -362,8 +364,9 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     }
 
     let counts = Arc::new(ExitCounts::default());
-    let mut vcpus = Vec::new();
+    let (mut vcpus, mut views) = (Vec::new(), Vec::new());
     for (cpu, fd) in (0..).zip(fds) {
+        views.push(vm.view(&fd, physical_bits)?);
         let vcpu = Vcpu::new(cpu, fd, counts.clone());
         let list = guest_cpuid(cpu);
         vcpu.set_cpuid(&list)?;
@@ -394,6 +397,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     });
     Ok(Built {
         vcpus,
+        views,
         baton,
         ports: Arc::new(wired.ports),
         mmio: Arc::new(wired.mmio),

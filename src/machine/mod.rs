@@ -7,6 +7,7 @@ mod agent_port;
 mod bad_ram;
 mod boot_errors;
 mod build;
+mod census;
 mod console;
 mod cpu;
 mod dimm;
@@ -51,12 +52,12 @@ pub use self::outcome::{Cause, Exits, Outcome};
 use self::plug::Farewell;
 use crate::api::Executor;
 use crate::command::{
-    Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest, Operation,
-    PoisonPlace, ProcessMemory, Reply,
+    Census, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest,
+    Operation, PoisonPlace, ProcessMemory, Reply,
 };
 use crate::config;
 use crate::fault::Progress;
-use crate::kvm::{Held, Stopped};
+use crate::kvm::{Held, Stopped, VcpuView};
 use crate::memory::host_fault;
 use crate::units::ByteRange;
 
@@ -98,16 +99,22 @@ pub struct Handle {
     requests: Arc<Mutex<Requests>>,
     wake: Arc<EventFd>,
     events: EventBus,
-    lookup: Arc<OnceLock<Box<dyn ProcessLookup>>>,
+    agent: Arc<OnceLock<Arc<dyn GuestAgent>>>,
 }
 
-/// Whoever can tell where the memory of the guest's processes is.
-pub trait ProcessLookup: Send + Sync + std::fmt::Debug {
+/// Whoever can look into the guest, and act in it.
+pub trait GuestAgent: Send + Sync + std::fmt::Debug {
     /// The guest-physical addresses of `memory`, in order of virtual address. The guest may move it at any time.
     ///
     /// # Errors
     /// There is no such process, or the memory is not there; or nobody answers.
     fn look_up(&self, memory: ProcessMemory) -> Result<Vec<ByteRange>, Error>;
+
+    /// Names the processes that have the mappings of the user's half, as far as it can.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    fn name_owners(&self, census: &mut Census) -> Result<(), Error>;
 }
 
 fn no_agent() -> Error {
@@ -125,10 +132,10 @@ impl Handle {
         self.ring();
     }
 
-    /// From now on the memory of processes is looked up by `lookup`.
-    pub fn look_up_with(&self, lookup: Box<dyn ProcessLookup>) {
+    /// From now on `agent` is there.
+    pub fn meet(&self, agent: Arc<dyn GuestAgent>) {
         // A machine has one agent, which is connected to once.
-        let _ = self.lookup.set(lookup);
+        let _ = self.agent.set(agent);
     }
 
     fn ring(&self) {
@@ -147,8 +154,8 @@ impl Executor for Handle {
         // Asked here and not in the main loop, which carries the answer.
         let command = match command {
             Command::PoisonPlace { place: PoisonPlace::Process(memory) } => {
-                let lookup = self.lookup.get().ok_or_else(no_agent)?;
-                Command::PoisonPlace { place: PoisonPlace::Addresses(lookup.look_up(memory)?) }
+                let agent = self.agent.get().ok_or_else(no_agent)?;
+                Command::PoisonPlace { place: PoisonPlace::Addresses(agent.look_up(memory)?) }
             }
             command => command,
         };
@@ -161,7 +168,14 @@ impl Executor for Handle {
             requests.commands.push_back((command, sender));
         }
         self.ring();
-        receiver.recv().unwrap_or_else(|_| Err(Error::machine_gone()))
+        let mut reply = receiver.recv().unwrap_or_else(|_| Err(Error::machine_gone()));
+        if let (Ok(Reply::Census(census)), Some(agent)) = (&mut reply, self.agent.get()) {
+            // Without names it says as much.
+            if let Err(error) = agent.name_owners(census) {
+                tracing::warn!(%error, "the agent does not name the processes of a census");
+            }
+        }
+        reply
     }
 
     fn events(&self) -> &EventBus {
@@ -221,7 +235,7 @@ impl Machine {
                 requests: Arc::default(),
                 wake: wake.clone(),
                 events: events.clone(),
-                lookup: Arc::default(),
+                agent: Arc::default(),
             },
             events,
             messages,
@@ -500,6 +514,7 @@ impl Machine {
             | Command::PoisonClear { .. }
             | Command::Remove { .. }
             | Command::Insert { .. }
+            | Command::Census { .. }
             | Command::Pause
             | Command::Resume => return None,
         })
@@ -521,7 +536,12 @@ impl Machine {
                 let farewell = Farewell { mode, via, patience: timeout.map(|timeout| timeout.0) };
                 memory.remove(held, platform, &device, farewell).map(Reply::Operation)
             }
-            Command::Insert { pmem } => insert(held, memory, platform, &pmem).map(Reply::Operation),
+            Command::Insert { pmem } => {
+                insert(held, memory, platform, &self.built.views, &pmem).map(Reply::Operation)
+            }
+            Command::Census { device } => {
+                memory.census(held, &self.built.views, &device).map(|census| Reply::Census(Box::new(census)))
+            }
             Command::Pause => {
                 self.state = MachineState::Paused;
                 self.publish(Event::Paused);
@@ -622,6 +642,7 @@ fn insert(
     held: &Held,
     memory: &mut MemoryDevices,
     platform: &Mutex<Platform>,
+    vcpus: &[VcpuView],
     pmem: &config::Pmem,
 ) -> Result<Operation, Error> {
     let mut pmem = pmem.clone();
@@ -630,7 +651,7 @@ fn insert(
     }
     config::validate_insert(&pmem, &[])?;
     let (checked, _) = pmem.check_host()?;
-    memory.insert(held, platform, &pmem, checked)
+    memory.insert(held, platform, vcpus, &pmem, checked)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -1,5 +1,6 @@
 //! Devices go and come: what the machine does in each step of a removal, and where an arrival goes.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -12,10 +13,11 @@ use super::chain;
 use super::memory::{Device, MemoryDevices, MemoryError, length, state_name};
 use super::removal::{Action, Happening, PATIENCE, Removal, unasked};
 use crate::command::{
-    Error, ErrorCode, Event, MemoryState, Operation, OperationState, RemovalStep, RemoveMode,
+    CENSUS_LISTED_IN_EVENT, Error, ErrorCode, Event, MemoryState, Operation, OperationState, RemovalStep,
+    RemoveMode,
 };
 use crate::config::{Channel, CheckedPmem, Place, Pmem};
-use crate::kvm::Held;
+use crate::kvm::{Held, VcpuView};
 use crate::memory::MapError;
 use crate::memory::backing::BackingError;
 
@@ -196,10 +198,15 @@ impl MemoryDevices {
     }
 
     /// Puts a device into a free window, or in place of a departed one.
+    ///
+    /// Before the new device is within reach, the page tables of the guest are walked for mappings of the old one, and
+    /// told of: later nobody can tell them from mappings of the new one. The old one's memslot goes first, with which KVM
+    /// flushes every translation that processors still have of it (`kvm_arch_flush_shadow_memslot`).
     pub fn insert(
         &mut self,
-        _held: &Held,
+        held: &Held,
         platform: &Mutex<Platform>,
+        vcpus: &[VcpuView],
         pmem: &Pmem,
         checked: CheckedPmem,
     ) -> Result<Operation, Error> {
@@ -217,6 +224,9 @@ impl MemoryDevices {
         if let Some(old) = self.devices.iter().position(|d| d.unit == unit) {
             let old = self.devices.remove(old);
             self.clear_window(&old, operation.operation, &pmem.id);
+            let (id, range) = (old.id.clone(), old.region.range());
+            drop(old);
+            self.tell_of_old_mappings(held, vcpus, &id, range, operation.operation);
         }
         if let Err(error) = self.add(pmem, checked, unit) {
             let code = match &error {
@@ -238,6 +248,23 @@ impl MemoryDevices {
         self.operations.finish(operation.operation, None);
         self.events.publish(Event::OperationFinished { operation: operation.operation, error: None });
         self.operations.get(operation.operation)
+    }
+
+    fn tell_of_old_mappings(
+        &self,
+        held: &Held,
+        vcpus: &[VcpuView],
+        id: &str,
+        range: Range<u64>,
+        operation: u64,
+    ) {
+        match self.census_of(held, vcpus, id, range) {
+            Ok(mut census) => {
+                census.shorten(CENSUS_LISTED_IN_EVENT);
+                self.events.publish(Event::Census { operation, census: Box::new(census) });
+            }
+            Err(error) => tracing::error!(%error, device = id, "nobody knows who still maps it"),
+        }
     }
 
     /// Forgets a departed device: its addresses are no longer guarded.

@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,31 @@ pub fn lock(file: &File, exclusive: bool) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// The parts of `len` bytes of `file` from `offset` on that were ever written, in order; the rest reads as zeroes. A file
+/// system that does not tell says that it is all of them.
+pub fn data(file: &File, offset: u64, len: u64) -> Vec<Range<u64>> {
+    let seek = |from: u64, whence| {
+        // SAFETY: the descriptor is open. Its position is nobody's: all access is by maps or names its place.
+        let at = unsafe { libc::lseek(file.as_raw_fd(), from as libc::off_t, whence) };
+        u64::try_from(at).map_err(|_| io::Error::last_os_error())
+    };
+    let end = offset + len;
+    let (mut found, mut at) = (Vec::new(), offset);
+    while at < end {
+        let start = match seek(at, libc::SEEK_DATA) {
+            Ok(start) => start.min(end),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => break,
+            Err(_) => at,
+        };
+        let stop = seek(start, libc::SEEK_HOLE).unwrap_or(end).clamp(start, end);
+        if start < stop {
+            found.push(start - offset..stop - offset);
+        }
+        at = stop.max(start + 1);
+    }
+    found
 }
 
 /// Bytes of the smallest page that a map of `file` can have: that of the processor, or of its hugetlbfs.

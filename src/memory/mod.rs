@@ -14,6 +14,7 @@ mod policy;
 mod ranges;
 mod region;
 mod space;
+mod tables;
 
 pub use guard::GuardMethod;
 pub use guest_map::{GuestMap, LARGE, MapError, PAGE_SIZE};
@@ -23,3 +24,4 @@ pub use policy::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAdd
 pub use ranges::RangeSet;
 pub use region::{Backing, GuardError, GuardState, Region, RegionKind};
 pub use space::{AddressSpace, DmaMemory, SpaceError};
+pub use tables::GuestTables;

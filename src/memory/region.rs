@@ -446,6 +446,13 @@ impl Region {
         Ok(())
     }
 
+    /// The pages (offsets) that hold something; the others are zeroes. Whole pages, in order.
+    pub fn data(&self) -> Vec<Range<u64>> {
+        let Some(backing) = self.alias.file_offset() else { return vec![0..self.len] };
+        let data = backing::data(backing.file(), backing.start(), self.len);
+        data.into_iter().map(|range| round_out(range, PAGE_SIZE)).collect::<RangeSet>().iter().collect()
+    }
+
     /// Bytes of the file below the region's end that are not there any more.
     pub fn missing(&self) -> u64 {
         let Some(backing) = self.alias.file_offset() else { return 0 };

@@ -1,6 +1,6 @@
 //! `aconite run`: from a description to an exit status.
 
-mod lookup;
+mod agent;
 mod report;
 mod signals;
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 use aconite_agent::protocol::{Exec, ExitStatus, Power};
 use thiserror::Error;
 
-use self::lookup::AgentLookup;
+use self::agent::Agent;
 use self::report::Report;
 use crate::api::{Executor, Server, SocketError};
 use crate::command::{Event, EventBus};
@@ -326,7 +326,7 @@ fn talk(stream: UnixStream, command: &[String], handle: &Handle, end: &Mutex<Com
             return;
         }
     };
-    handle.look_up_with(Box::new(AgentLookup(client.clone())));
+    handle.meet(Arc::new(Agent(client.clone())));
     handle.events().publish(Event::AgentReady { kernel: client.hello().release.clone() });
     if command.is_empty() {
         signals::power_off_on_signal(&signals, &client, handle);

@@ -6,6 +6,7 @@
 //! Everything here is a function of plain data. Nothing calls KVM, and nothing panics on what a guest wrote.
 
 pub mod bulk;
+pub mod census;
 pub mod cpuid;
 pub mod decide;
 pub mod mca;

@@ -23,3 +23,4 @@ mod outcomes;
 mod policy;
 mod ram;
 mod removal;
+mod repurposed;

@@ -12,11 +12,11 @@ use std::time::Duration;
 const FILE: &str = "/mnt/file";
 const LENGTH: u64 = 1 << 20;
 /// How long a kernel may take to let go of a device with a mounted file system.
-const REMOVAL: Duration = Duration::from_secs(180);
+pub const REMOVAL: Duration = Duration::from_secs(180);
 /// The bad line, in the file.
 const LINE: u64 = 0x5240;
 /// A word that is touched after the removal.
-const WORD: u64 = 0x8100;
+pub const WORD: u64 = 0x8100;
 
 fn hex(value: &Value) -> u64 {
     let text = value.as_str().unwrap_or_else(|| panic!("{value} is no number in hexadecimal"));
@@ -24,28 +24,38 @@ fn hex(value: &Value) -> u64 {
 }
 
 /// A guest with a mapped file, and where things are.
-struct Mapped {
-    guest: Machine,
+pub struct Mapped {
+    pub guest: Machine,
     workload: Workload,
     /// Virtual address of the file's first byte.
-    mapping: u64,
+    pub mapping: u64,
     /// Guest-physical address of the device.
     gpa: u64,
     /// Offset of the bad line in the device.
     line: u64,
     /// Offset of the word in the device.
-    word: u64,
+    pub word: u64,
 }
 
 impl Mapped {
     fn new(kernel: &str) -> Self {
-        let run = Run::kernel(kernel).size(2, "1G").pmem("size=1G,id=p0").tools(&["ndctl", "mkfs.ext4"]);
+        Self::on(kernel, "ext4")
+    }
+
+    /// On a file system, `ext4` or `xfs`.
+    pub fn on(kernel: &str, file_system: &str) -> Self {
+        let (mkfs, options) = match file_system {
+            "ext4" => ("mkfs.ext4 -q -b 4096", "dax=always,noinit_itable"),
+            _ => ("mkfs.xfs -q -f -m rmapbt=1,reflink=0", "dax=always"),
+        };
+        let tools = ["ndctl", mkfs.split(' ').next().expect("a program")];
+        let run = Run::kernel(kernel).size(2, "1G").pmem("size=1G,id=p0").tools(&tools);
         let mut guest = run.shell();
         guest.until_ok("test -b /dev/pmem0", PMEM);
         guest.ok("ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem");
         guest.until_ok("test -b /dev/pmem0", PMEM);
-        guest.ok("mkfs.ext4 -q -b 4096 /dev/pmem0 && mkdir -p /mnt");
-        guest.ok("mount -t ext4 -o dax=always,noinit_itable /dev/pmem0 /mnt");
+        guest.ok(&format!("{mkfs} /dev/pmem0 && mkdir -p /mnt"));
+        guest.ok(&format!("mount -t {file_system} -o {options} /dev/pmem0 /mnt"));
         let mut workload = Workload::start(&mut guest, 0);
         let path = || PathBuf::from(FILE);
         let create = workload.ask(&mut guest, &Request::Create(path(), LENGTH));
@@ -65,12 +75,12 @@ impl Mapped {
     }
 
     #[track_caller]
-    fn ask(&mut self, request: &Request) -> Reply {
+    pub fn ask(&mut self, request: &Request) -> Reply {
         self.workload.ask(&mut self.guest, request)
     }
 
     #[track_caller]
-    fn load(&mut self, offset: u64) -> (u64, u64) {
+    pub fn load(&mut self, offset: u64) -> (u64, u64) {
         match self.ask(&Request::Load(offset)) {
             Reply::Loaded { word, rip } => (word, rip),
             other => panic!("loading {offset:#x}: {other}"),

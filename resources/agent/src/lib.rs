@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod owners;
 pub mod pagemap;
 pub mod protocol;
 mod wire;

@@ -25,13 +25,13 @@ use std::time::Duration;
 
 use aconite_agent::config::{CONSOLE_FATAL, CONSOLE_NO_PORT, ROLE_HOST};
 use aconite_agent::protocol::{Power, Role};
-use aconite_agent::{pagemap, workload};
+use aconite_agent::{owners, pagemap, workload};
 
 use crate::server::Server;
 
 const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER, \
                      or aconite-agent workload map, or aconite-agent workload garbage SEED SECONDS, \
-                     or aconite-agent pagemap PID ADDRESS [LENGTH]";
+                     or aconite-agent pagemap PID ADDRESS [LENGTH], or aconite-agent owners VA:GPA...";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         },
         [pagemap::COMMAND, pid, address] => print_pagemap(pid, address, "1"),
         [pagemap::COMMAND, pid, address, length] => print_pagemap(pid, address, length),
+        [owners::COMMAND, ref pages @ ..] => print_owners(pages),
         ["workload", workload::MAP] => match workload_map::run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -84,6 +85,20 @@ fn print_pagemap(pid: &str, address: &str, length: &str) -> ExitCode {
     match numbers().and_then(|(pid, address, length)| pagemap::look_up(pid, address, length)) {
         Ok(pieces) => {
             pieces.iter().for_each(|piece| println!("{piece}"));
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints which processes have pages, or on standard error why it cannot be said.
+fn print_owners(pages: &[&str]) -> ExitCode {
+    match pages.iter().map(|text| owners::page(text)).collect::<Result<Vec<_>, _>>() {
+        Ok(pages) => {
+            owners::owners(&pages).iter().for_each(|owner| println!("{owner}"));
             ExitCode::SUCCESS
         }
         Err(why) => {

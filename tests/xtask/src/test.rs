@@ -33,6 +33,9 @@ const ERRORS: [&str; 11] = [
     "host_poison::",
 ];
 
+/// The suites about memory that goes away.
+const REMOVAL: [&str; 2] = ["removal::", "repurposed::"];
+
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.
 const GUESTS: &str = "2";
@@ -81,7 +84,7 @@ impl Suite {
             Self::Errors => ("e2e", &ERRORS),
             Self::Matrix => ("e2e", &["matrix::"]),
             Self::Mapped => ("e2e", &["mapped::"]),
-            Self::Removal => ("e2e", &["removal::"]),
+            Self::Removal => ("e2e", &REMOVAL),
             Self::Api => ("e2e", &["api::"]),
             Self::Doctor => ("e2e", &["doctor::"]),
             Self::Input => ("e2e", &["input::"]),

@@ -1,0 +1,72 @@
+//! What the agent of the guest is asked for by the machine.
+
+use aconite_agent::owners::{self, Owner};
+use aconite_agent::pagemap::{self, Piece};
+use aconite_agent::protocol::Exec;
+use aconite_agent::workload::PROGRAM;
+
+use crate::command::{Census, CensusProcess, Error, ErrorCode, ProcessMemory};
+use crate::guest::client::Client;
+use crate::machine::GuestAgent;
+use crate::units::ByteRange;
+
+/// Mappings whose owners are asked for at a time.
+const ASKED: usize = 256;
+
+/// The agent of the guest.
+#[derive(Debug)]
+pub struct Agent(pub Client);
+
+impl Agent {
+    /// Runs the agent's program with `words`, and returns the lines that it prints.
+    fn run<T: std::str::FromStr<Err = String>>(
+        &self,
+        words: impl IntoIterator<Item = String>,
+    ) -> Result<Vec<T>, String> {
+        let words = std::iter::once(PROGRAM.to_owned()).chain(words);
+        let exec = Exec { argv: words.map(String::into_bytes).collect(), ..Exec::default() };
+        let asked = self.0.exec(exec).and_then(|process| process.output());
+        let output = asked.map_err(|error| error.to_string())?;
+        if !output.status.success() {
+            return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+        }
+        let lines: Result<Vec<T>, String> =
+            String::from_utf8_lossy(&output.stdout).lines().map(str::parse).collect();
+        lines.map_err(|error| format!("The agent's answer is none: {error}"))
+    }
+}
+
+impl GuestAgent for Agent {
+    fn look_up(&self, memory: ProcessMemory) -> Result<Vec<ByteRange>, Error> {
+        let words = [
+            pagemap::COMMAND.to_owned(),
+            memory.pid.to_string(),
+            memory.address.to_string(),
+            memory.length.to_string(),
+        ];
+        let pieces: Vec<Piece> = self.run(words).map_err(|message| {
+            Error::new(ErrorCode::GuestRefused, message, "see what the process has mapped in /proc/PID/maps")
+        })?;
+        Ok(pieces.iter().map(|piece| ByteRange::new(piece.gpa, piece.length)).collect())
+    }
+
+    fn name_owners(&self, census: &mut Census) -> Result<(), Error> {
+        let gpa = census.gpa.0;
+        let mappings = &mut census.user.mappings;
+        let asked = mappings.len().min(ASKED);
+        if asked == 0 {
+            return Ok(());
+        }
+        let pages = mappings[..asked].iter().map(|m| format!("{}:{:#x}", m.va, gpa + m.offset.0));
+        let words: Vec<String> = std::iter::once(owners::COMMAND.to_owned()).chain(pages).collect();
+        let found: Vec<Owner> = self
+            .run(words)
+            .map_err(|message| Error::new(ErrorCode::GuestRefused, message, "see the guest's kernel log"))?;
+        for Owner { page, pid, name } in found {
+            if let Some(mapping) = mappings.get_mut(page) {
+                mapping.processes.push(CensusProcess { pid, name });
+            }
+        }
+        Ok(())
+    }
+}
