@@ -103,10 +103,12 @@ impl Target {
             .iter()
             .map(|piece| bytes(piece.named(round_out(piece.range.clone(), LINE_SIZE))))
             .collect();
-        let requested: RangeSet = ranges.iter().map(|range| bytes(*range)).collect();
+        let whole = |number: u64| number.is_multiple_of(LINE_SIZE);
+        let requested = || ranges.iter().map(|range| bytes(*range)).collect::<RangeSet>();
+        let exact = ranges.iter().all(|range| whole(range.offset.0) && whole(range.length));
         PoisonAdded {
             device: self.id.clone(),
-            rounded: armed != requested,
+            rounded: !exact && armed != requested(),
             armed: armed.iter().map(byte_range).collect(),
             granularity: LINE_SIZE,
             guard: self.guard(),

@@ -51,18 +51,14 @@ impl PoisonMap {
 
     /// Poisons every line that `ranges` touch.
     pub fn add(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> PoisonChange {
-        let mut change = PoisonChange::default();
-        for range in ranges {
-            let lines = round_out(range, LINE_SIZE);
-            if lines.is_empty() {
-                continue;
-            }
-            change.lines.extend(self.lines.missing(lines.clone()));
-            let pages = round_out(lines.clone(), self.unit);
-            change.pages.extend(self.pages.missing(pages.clone()));
-            self.lines.insert(lines);
-            self.pages.insert(pages);
-        }
+        let lines: RangeSet = ranges.into_iter().map(|range| round_out(range, LINE_SIZE)).collect();
+        let pages = self.pages_of(lines.iter());
+        let change = PoisonChange {
+            lines: lines.difference(&self.lines).collect(),
+            pages: pages.difference(&self.pages).collect(),
+        };
+        self.lines.extend(lines.iter());
+        self.pages.extend(pages.iter());
         change
     }
 
@@ -70,31 +66,18 @@ impl PoisonMap {
     ///
     /// A line of which only a part is named stays as it is: its other bytes are still lost.
     pub fn clear(&mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> PoisonChange {
-        let mut change = PoisonChange::default();
-        for range in ranges {
-            let lines = round_in(range);
-            let first = change.lines.len();
-            change.lines.extend(self.lines.within(lines.clone()));
-            self.lines.remove(lines);
-            let mut looked = 0;
-            for cleared in &change.lines[first..] {
-                let pages = round_out(cleared.clone(), self.unit);
-                // Only the ends can hold other lines; a page that the run before ended in has been looked at.
-                for page in [pages.start, pages.end - self.unit] {
-                    if page >= looked && !self.lines.intersects(page..page + self.unit) {
-                        change.pages.extend(self.pages.within(page..page + self.unit));
-                        self.pages.remove(page..page + self.unit);
-                    }
-                }
-                let inner = pages.start.saturating_add(self.unit)..pages.end.saturating_sub(self.unit);
-                if !inner.is_empty() {
-                    change.pages.extend(self.pages.within(inner.clone()));
-                    self.pages.remove(inner);
-                }
-                looked = pages.end;
-            }
-        }
-        change
+        let asked: RangeSet = ranges.into_iter().map(round_in).collect();
+        let lines: Vec<_> = asked.iter().flat_map(|range| self.lines.within(range)).collect();
+        self.lines.remove_all(&lines);
+        let touched = self.pages_of(lines.iter().cloned());
+        let still = self.pages_of(touched.iter().flat_map(|pages| self.lines.within(pages)));
+        let pages: Vec<_> = touched.difference(&still).collect();
+        self.pages.remove_all(&pages);
+        PoisonChange { lines, pages }
+    }
+
+    fn pages_of(&self, lines: impl Iterator<Item = Range<u64>>) -> RangeSet {
+        lines.map(|lines| round_out(lines, self.unit)).collect()
     }
 
     /// The poisoned bytes within `range`, merged and in order.

@@ -10,6 +10,24 @@ pub struct RangeSet {
     total: u64,
 }
 
+/// A change of at least one in so many of the ranges of a set makes the set anew, in one go.
+const FEW: usize = 16;
+
+/// `ranges` in order, merged.
+fn merged(ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut all: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+    // A stable sort finds the runs that are in order already.
+    all.sort_by_key(|range| range.start);
+    all.dedup_by(|next, last| {
+        let joined = next.start <= last.end;
+        if joined {
+            last.end = last.end.max(next.end);
+        }
+        joined
+    });
+    all
+}
+
 impl RangeSet {
     /// Adds `range`; an empty one changes nothing.
     pub fn insert(&mut self, range: Range<u64>) {
@@ -98,6 +116,16 @@ impl RangeSet {
         self.iter().flat_map(|range| other.missing(range))
     }
 
+    /// Takes all of `ranges` out.
+    pub fn remove_all(&mut self, ranges: &[Range<u64>]) {
+        if ranges.len() < self.count() / FEW {
+            ranges.iter().for_each(|range| self.remove(range.clone()));
+        } else {
+            let gone: Self = ranges.iter().cloned().collect();
+            *self = self.difference(&gone).collect();
+        }
+    }
+
     /// Whether the set holds all of `range`.
     pub fn covers(&self, range: Range<u64>) -> bool {
         self.missing(range).next().is_none()
@@ -111,7 +139,14 @@ impl RangeSet {
 
 impl Extend<Range<u64>> for RangeSet {
     fn extend<I: IntoIterator<Item = Range<u64>>>(&mut self, ranges: I) {
-        ranges.into_iter().for_each(|range| self.insert(range));
+        let fresh = merged(ranges);
+        if fresh.len() < self.count() / FEW {
+            fresh.into_iter().for_each(|range| self.insert(range));
+        } else {
+            let all = merged(self.iter().chain(fresh));
+            self.total = all.iter().map(|range| range.end - range.start).sum();
+            self.ranges = all.into_iter().map(|range| (range.start, range.end)).collect();
+        }
     }
 }
 
@@ -154,6 +189,25 @@ mod tests {
             prop_assert_eq!(set.covers(range.clone()), expected.len() as u64 == probe.1);
             let missing: Vec<_> = range.clone().filter(|n| !model.contains(n)).collect();
             prop_assert_eq!(set.missing(range).flatten().collect::<Vec<_>>(), missing);
+        }
+
+        #[test]
+        fn many_at_a_time_are_as_one_after_the_other(
+            steps in prop::collection::vec((any::<bool>(), prop::collection::vec((0u64..600, 0u64..9), 0..40)), 1..8),
+        ) {
+            let mut set = RangeSet::default();
+            let mut one = RangeSet::default();
+            for (add, ranges) in steps {
+                let ranges: Vec<_> = ranges.iter().map(|(start, len)| *start..start + len).collect();
+                if add {
+                    set.extend(ranges.iter().cloned());
+                    ranges.into_iter().for_each(|range| one.insert(range));
+                } else {
+                    set.remove_all(&ranges);
+                    ranges.into_iter().for_each(|range| one.remove(range));
+                }
+                prop_assert_eq!(&set, &one);
+            }
         }
 
         #[test]

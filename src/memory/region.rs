@@ -256,7 +256,7 @@ impl Region {
     }
 
     /// Poisons every line that `ranges` (offsets) touch, and guards their pages; all or nothing. Returns the lines that
-    /// were not poisoned before, in order of the request.
+    /// were not poisoned before.
     ///
     /// The guards may cost the host at most `limit` separate runs of pages. The caller holds the baton, or no vCPU
     /// has run yet.

@@ -5,6 +5,7 @@
 //! succeeds again is told with its ticks (`G`). A machine check at any other place is told by one byte, written by
 //! the handler's first instructions (`M`).
 
+use super::pmem::Poisoned;
 use crate::plan::{Added, Layout, Plan, Trap};
 use aconite::api::Client;
 use anyhow::{Context, Result, bail};
@@ -206,6 +207,7 @@ pub struct Bare {
     child: Child,
     lines: Receiver<(Instant, String)>,
     client: Client,
+    socket: PathBuf,
     errors: PathBuf,
 }
 
@@ -235,7 +237,7 @@ impl Bare {
                 }
             }
         });
-        let mut bare = Bare { child, lines, client: Client::new(&socket), errors };
+        let mut bare = Bare { child, lines, client: Client::new(&socket), socket, errors };
         bare.line('R')?;
         Ok(bare)
     }
@@ -308,9 +310,7 @@ pub fn add(plan: &Plan, poisons: u64, layout: Layout) -> Result<Added> {
     let size = format!("--pmem=size={},id=p0", super::pmem::size(poisons, layout));
     let bare = Bare::start(plan, &[&size])?;
     let before = super::counters::memory(bare.pid(), 64 << 10)?.own;
-    let start = Instant::now();
-    let said = super::pmem::poison(&bare.client, poisons, layout)?;
-    let time = start.elapsed().as_nanos() as u64;
+    let Poisoned { said, time } = super::pmem::poison(&bare.socket, poisons, layout)?;
     let after = super::counters::memory(bare.pid(), 64 << 10)?.own;
     Ok(Added { said, time, memory: after.saturating_sub(before), maps: super::counters::maps(bare.pid())? })
 }

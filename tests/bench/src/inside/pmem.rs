@@ -2,11 +2,12 @@
 
 use super::counters;
 use crate::plan::{Clean, Cold, Layout, Plan, Pmem, Reading};
-use aconite::api::{Client, ClientError};
+use aconite::api::Client;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
@@ -14,8 +15,6 @@ use std::time::Instant;
 const ROUNDS: usize = 3;
 const LINE: u64 = 64;
 const PAGE: u64 = 4096;
-/// Ranges in one request: the server reads a MiB at most.
-const RANGES: usize = 20_000;
 /// Bytes of the device.
 const DEVICE: u64 = 1 << 30;
 /// Loads of a clean line that are timed together, and copies up to a poisoned one.
@@ -36,9 +35,8 @@ pub fn measure(plan: &Plan, poisons: u64, layout: Layout) -> Result<Pmem> {
         let faults = guest.counters(&["pf_taken"])? - before;
         pmem.cold = Cold { bytes, faults, pages_2m: guest.counters(&["pages_2m"])? };
     } else {
-        let start = Instant::now();
-        pmem.poison = Some(poison(&Client::new(&socket), poisons, layout)?);
-        pmem.poison_time = start.elapsed().as_nanos() as u64;
+        let Poisoned { said, time } = poison(&socket, poisons, layout)?;
+        (pmem.poison, pmem.poison_time) = (Some(said), time);
     }
     pmem.maps = counters::maps(guest.child.id())?;
     pmem.sequential = guest.reading("sequential")?;
@@ -96,23 +94,42 @@ pub fn size(poisons: u64, layout: Layout) -> String {
     format!("{}M", bytes.next_multiple_of(1 << 30) >> 20)
 }
 
-/// Poisons, in as many requests as it takes; returns in words what the machine made of it. A limit that it names is a
-/// result, not a failure: what was poisoned before stays.
-pub fn poison(client: &Client, poisons: u64, layout: Layout) -> Result<String> {
+/// What a machine made of a request for poison.
+#[derive(Debug)]
+pub struct Poisoned {
+    /// In words. A limit that it names is a result, not a failure.
+    pub said: String,
+    /// Nanoseconds from the connection to the end of the reply.
+    pub time: u64,
+}
+
+/// Poisons in one request. The client is no part of what is measured: it has the text of the request ready, and counts
+/// the bytes of the reply.
+pub fn poison(socket: &Path, poisons: u64, layout: Layout) -> Result<Poisoned> {
     let range = |offset: u64, length: u64| json!({ "offset": offset, "length": length });
     let ranges: Vec<Value> = match layout {
         Layout::Packed => vec![range(POISON_START, poisons * LINE)],
         _ => (0..poisons).map(|n| range(POISON_START + n * stride(layout), LINE)).collect(),
     };
-    let mut done = 0;
-    for part in ranges.chunks(RANGES) {
-        match client.call("POST", "/v1/memory/p0/poison", Some(&json!({ "ranges": part }))) {
-            Ok(_) => done += part.len(),
-            Err(ClientError::Refused(error)) => return Ok(format!("after {done} ranges: {error}")),
-            Err(error) => return Err(error.into()),
-        }
+    let body = json!({ "ranges": ranges }).to_string();
+    let request = format!(
+        "POST /v1/memory/p0/poison HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let start = Instant::now();
+    let mut stream = UnixStream::connect(socket).context("No machine answers")?;
+    stream.write_all(request.as_bytes()).context("The machine does not read the request")?;
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).context("The machine does not answer")?;
+    let time = start.elapsed().as_nanos() as u64;
+    if reply.starts_with(b"HTTP/1.1 200 ") {
+        return Ok(Poisoned { said: format!("{} ranges", ranges.len()), time });
     }
-    Ok(format!("{done} ranges"))
+    let reply = String::from_utf8_lossy(&reply);
+    match reply.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str::<Value>(body).ok()) {
+        Some(body) => Ok(Poisoned { said: body["error"].to_string(), time }),
+        None => bail!("The machine answers {reply:?}"),
+    }
 }
 
 /// A machine with the worker in its guest.
