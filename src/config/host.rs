@@ -10,6 +10,7 @@ use super::error::{ConfigError, Warning};
 use super::image::{self, KernelImage};
 use super::validate::{check_size, refuse_overlaps, same_file};
 use super::{Machine, Place, Pmem, PmemSource};
+use crate::memory::backing::huge_page;
 use crate::units::{Address, Size};
 
 /// What was learnt about the host's files.
@@ -136,6 +137,10 @@ impl Pmem {
             PmemSource::File { path, size } => (path, *size),
         };
         let thing = format!("{option}: file");
+        if matches!(huge_page(path), Ok(Some(_))) {
+            let message = "it lies on a hugetlbfs, which holds nothing but pages: labels, poison and health of the device end with the machine";
+            warnings.push(Warning { thing: thing.clone(), message: message.to_owned() });
+        }
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

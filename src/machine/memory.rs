@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use aconite_acpi::platform::{EventTarget, FirmwareEvent};
@@ -176,6 +177,8 @@ impl MemoryDevices {
         };
         let kept = match &pmem.source {
             PmemSource::Memory(_) => Kept::Here(Content::default()),
+            // There is no side file among files that consist of whole huge pages.
+            PmemSource::File { path, .. } if on_hugetlbfs(path)? => Kept::Here(Content::default()),
             PmemSource::File { path, .. } => Kept::of_file(path, size, pmem.readonly, checked.create)?,
         };
         let backing = Backing { file, offset: 0, writable: !pmem.readonly };
@@ -367,6 +370,11 @@ pub fn firmware(pmem: &Pmem, size: u64, unit: usize, window: &Window) -> PmemUni
         flags: if pmem.readonly { pmem.flags.0.union(DimmFlags::NOT_ARMED) } else { pmem.flags.0 },
         flush_hint: true,
     }
+}
+
+fn on_hugetlbfs(path: &Path) -> Result<bool, BackingError> {
+    let page = backing::huge_page(path);
+    page.map(|page| page.is_some()).map_err(|source| BackingError::Open { path: path.to_owned(), source })
 }
 
 /// Bytes of a window.

@@ -30,6 +30,32 @@ pub enum BackingError {
         /// The system's answer.
         source: io::Error,
     },
+    /// It would lie on a hugetlbfs, whose pages do not divide its size.
+    #[error(
+        "{path} lies on a hugetlbfs with pages of {page:#x} bytes, which do not divide {size:#x}; choose another size, or a hugetlbfs with smaller pages"
+    )]
+    PageSize {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the device.
+        size: u64,
+        /// Bytes of a page.
+        page: u64,
+    },
+    /// The hugetlbfs that it lies on has not enough pages.
+    #[error(
+        "{path} needs {pages} huge pages of {page:#x} bytes, and not as many are free; raise vm.nr_hugepages, or put it on a tmpfs with huge=always"
+    )]
+    HugePages {
+        /// The file.
+        path: PathBuf,
+        /// Pages that the device has.
+        pages: u64,
+        /// Bytes of a page.
+        page: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// Another process uses it.
     #[error("{path} is in use by another machine; end that one, or use a copy")]
     InUse {
@@ -55,6 +81,10 @@ pub fn anonymous(name: &CStr, size: u64) -> Result<File, BackingError> {
 /// open: shared if it is only read, exclusive otherwise. `create` makes a missing file, sparse.
 pub fn open(path: &Path, size: u64, writable: bool, create: bool) -> Result<File, BackingError> {
     let failed = |source| BackingError::Open { path: path.to_owned(), source };
+    let page = huge_page(path).map_err(failed)?;
+    if let Some(page) = page.filter(|page| !size.is_multiple_of(*page)) {
+        return Err(BackingError::PageSize { path: path.to_owned(), size, page });
+    }
     let file = OpenOptions::new()
         .read(true)
         .write(writable)
@@ -69,7 +99,36 @@ pub fn open(path: &Path, size: u64, writable: bool, create: bool) -> Result<File
     if create && length < size {
         file.set_len(size).map_err(failed)?;
     }
+    if let Some(page) = page.filter(|_| writable) {
+        // A page that is not there when a vCPU touches it ends in SIGBUS: all are made now, or none.
+        allocate(&file, size).map_err(|source| BackingError::HugePages {
+            path: path.to_owned(),
+            pages: size / page,
+            page,
+            source,
+        })?;
+    }
     Ok(file)
+}
+
+/// Bytes of the pages of the hugetlbfs that `path` lies on, or would lie on; none on any other file system.
+pub fn huge_page(path: &Path) -> io::Result<Option<u64>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            File::open(path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+        }
+        file => file?,
+    };
+    Ok(Some(smallest_page(&file)?).filter(|page| *page > PAGE_SIZE))
+}
+
+fn allocate(file: &File, size: u64) -> io::Result<()> {
+    let size = libc::off_t::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: takes numbers and an open descriptor only.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, size) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Takes the whole file's open-file-description lock, which ends with the last descriptor of this opening.

@@ -302,12 +302,20 @@ impl Region {
             return Err(error);
         }
         let opened = state.guards.shrink(&state.map, state.poison.pages(), &change.pages, state.limit);
-        for free in state.guards.free_blocks(&whole_blocks(&opened, self.gpa, self.len)).iter() {
+        // Huge pages are never mapped by smaller ones.
+        if self.unit == PAGE_SIZE {
+            self.map_large_again(state, &opened);
+        }
+        Ok(change.lines)
+    }
+
+    /// Maps the large blocks anew in which no page is guarded since `opened` are not.
+    fn map_large_again(&self, state: &State, opened: &[Range<u64>]) {
+        for free in state.guards.free_blocks(&whole_blocks(opened, self.gpa, self.len)).iter() {
             if let Err(error) = state.map.renew(free) {
                 tracing::warn!(%error, device = self.name, "memory stays mapped by small pages");
             }
         }
-        Ok(change.lines)
     }
 
     /// What its poison does to processors.

@@ -5,6 +5,7 @@
 
 mod apei;
 mod api;
+mod backings;
 mod boot;
 mod clocks;
 mod dma;
