@@ -37,10 +37,10 @@ pub use self::mce::{MceClass, MceMode, MceQueued, MceReach, MceRegisters, MceReq
 pub use self::poison::{EveryStride, PoisonAlign, PoisonPattern, PoisonPlace, ProcessMemory, RandomLines};
 pub use self::reply::{
     MachineInfo, MachineState, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
-    PoisonCleared, PoisonGuard, PoisonPlaced, PoisonState, Reply,
+    PoisonCleared, PoisonGuard, PoisonPlaced, PoisonState, Reply, StaleChange, StaleState,
 };
 use crate::config::{Channel, Pmem};
-pub use crate::memory::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress};
+pub use crate::memory::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress, StaleAnswer};
 use crate::units::{ByteRange, TimeSpan};
 
 /// A request to a machine.
@@ -119,6 +119,14 @@ pub enum Command {
     Insert {
         /// The device. Its `at` names an address or a departed device.
         pmem: Pmem,
+    },
+    /// What touching a memory device does once it has departed, changed before if it is asked to. Answers
+    /// [`Reply::Stale`].
+    Stale {
+        /// The device's id.
+        device: String,
+        /// The new answer.
+        answer: Option<StaleAnswer>,
     },
     /// Who maps a memory device, present or departed. Answers [`Reply::Census`].
     Census {
@@ -200,6 +208,7 @@ impl Command {
             Self::Remove { .. } => "remove",
             Self::Insert { .. } => "insert",
             Self::Census { .. } => "census",
+            Self::Stale { .. } => "stale",
             Self::Cper { .. } => "cper",
             Self::ShowOperation { .. } => "operation",
             Self::Pause => "pause",
@@ -223,6 +232,7 @@ impl Command {
             | Self::ShowMemory { .. }
             | Self::PoisonList { .. }
             | Self::PoisonPolicy { .. }
+            | Self::Stale { .. }
             | Self::ShowOperation { .. }
             | Self::Quit => (&[Starting, Running, Paused, Stopped], ""),
             Self::PoisonAdd { .. } | Self::PoisonPlace { .. } | Self::PoisonClear { .. } => {

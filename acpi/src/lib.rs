@@ -38,6 +38,7 @@ mod table;
 mod tables;
 
 pub use description::{AddressRange, Description, MemoryRange, Processor, UnitSlot};
+pub use dsdt::target_path;
 pub use error::Error;
 pub use guid::{Guid, NotAGuid};
 pub use nfit::{ControlRegion, DimmFlags, FitBuilder, Persistence, PmemUnit, RangeType, RegionMap, SpaRange};

@@ -9,9 +9,10 @@ use crate::command::{
     Census, CensusHalf, ClearedBy, Command, CperAccepted, Error, ErrorCode, Event, EventBus, MachineInfo,
     MachineState, MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
     PoisonCleared, PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState,
-    RemoveMode, Reply,
+    RemoveMode, Reply, StaleState,
 };
 use crate::config::{Channel, PmemSource, Via};
+use crate::host::usage::Usage;
 use crate::memory::{GuardMethod, RangeSet, round_out};
 use crate::units::{ByteRange, GIB};
 
@@ -152,6 +153,7 @@ impl Executor for FakeMachine {
                 host: "kvm".to_owned(),
                 agent: true,
                 free_slots: 4,
+                monitor: Usage::now(),
                 uptime_ns: self.bus.elapsed_ns(),
             }),
             Command::ListMemory => {
@@ -242,6 +244,10 @@ impl Executor for FakeMachine {
                         ));
                     }
                 }
+            }
+            Command::Stale { device, answer } => {
+                let accesses = state.find(&device)?.0.stale_accesses;
+                Reply::Stale(StaleState { device, answer: answer.unwrap_or_default(), accesses })
             }
             Command::Census { device } => {
                 let found = &state.find(&device)?.0;

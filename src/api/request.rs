@@ -219,6 +219,7 @@ pub fn reply_text(reply: &Reply, seq: u64) -> Result<Vec<u8>, Error> {
         Reply::MceQueued(queued) => text(queued, seq),
         Reply::Cper(accepted) => text(accepted, seq),
         Reply::Census(census) => text(census, seq),
+        Reply::Stale(stale) => text(stale, seq),
         Reply::Operation(operation) => text(operation, seq),
     };
     text.map_err(|error| {

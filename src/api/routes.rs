@@ -10,7 +10,7 @@ use super::request::{Input, wrong_value};
 use crate::command::{
     Census, Command, CperAccepted, CperRequest, Error, ErrorCode, MachineInfo, MceQueued, MceRequest,
     MemoryDevice, NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace,
-    PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode,
+    PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode, StaleChange, StaleState,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{Address, TimeSpan};
@@ -241,6 +241,33 @@ pub const ROUTES: &[Route] = &[
                 via,
                 timeout: input.span("timeout")?,
             }))
+        },
+    },
+    Route {
+        method: "GET",
+        path: "/v1/memory/{id}/stale",
+        name: "stale",
+        summary: "What a processor gets that touches a device that has departed",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<StaleState>),
+        errors: &[ErrorCode::NoSuchDevice],
+        handler: |input| Ok(Action::Execute(Command::Stale { device: input.id(), answer: None })),
+    },
+    Route {
+        method: "PATCH",
+        path: "/v1/memory/{id}/stale",
+        name: "stale_change",
+        summary: "Change what a processor gets that touches a device that has departed",
+        query: &[],
+        request: Some(of::<StaleChange>),
+        status: 200,
+        reply: ReplyKind::Object(of::<StaleState>),
+        errors: &[ErrorCode::BadJson, ErrorCode::NoSuchDevice],
+        handler: |input| {
+            let StaleChange { answer } = input.body()?;
+            Ok(Action::Execute(Command::Stale { device: input.id(), answer: Some(answer) }))
         },
     },
     Route {

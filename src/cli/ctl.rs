@@ -12,7 +12,8 @@ use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
 use crate::command::{
     CperCommon, CperRequest, CperSection, Error, EveryStride, NotifyKind, Operation, OperationState,
-    PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines,
+    PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines, StaleAnswer,
+    StaleChange,
 };
 use crate::config::{Channel, ConfigError, Pmem};
 use crate::memory::LINE_SIZE;
@@ -80,6 +81,14 @@ pub enum Request {
     /// Put a device into a free slot
     #[command(subcommand)]
     Insert(Insert),
+    /// Say what a processor gets that touches a device that has departed, and change it first with --answer
+    Stale {
+        /// The device
+        device: String,
+        /// What it gets from now on
+        #[arg(long, value_enum)]
+        answer: Option<StaleAnswer>,
+    },
     /// Who maps a memory device, or the addresses of one that has departed
     Census {
         /// The device
@@ -349,6 +358,13 @@ impl Session {
             Request::Insert(Insert::Pmem { device, wait }) => {
                 let pmem = json!(Pmem::parse("pmem", device)?.absolute());
                 self.operate("POST", "/v1/memory", Some(&pmem), wait.as_deref(), output)
+            }
+            Request::Stale { device, answer: None } => {
+                self.ask("GET", &memory(device, "/stale"), None, output)
+            }
+            Request::Stale { device, answer: Some(answer) } => {
+                let change = StaleChange { answer: *answer };
+                self.ask("PATCH", &memory(device, "/stale"), Some(&json!(change)), output)
             }
             Request::Census { device } => self.ask("GET", &memory(device, "/census"), None, output),
             Request::Cper(Cper { common, section }) => {

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Census, CperAccepted, Error, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
-use crate::memory::{GuardMethod, PoisonPolicy};
+use crate::host::usage::Usage;
+use crate::memory::{GuardMethod, PoisonPolicy, StaleAnswer};
 use crate::units::{Address, ByteRange};
 
 /// The answer to a command that was carried out.
@@ -37,6 +38,8 @@ pub enum Reply {
     Operation(Operation),
     /// Who maps a device.
     Census(Box<Census>),
+    /// What touching a departed device does.
+    Stale(StaleState),
 }
 
 /// What a machine does.
@@ -91,6 +94,8 @@ pub struct MachineInfo {
     pub agent: bool,
     /// Slots that are free for further devices.
     pub free_slots: u32,
+    /// What the monitor holds of its host.
+    pub monitor: Usage,
     /// Nanoseconds since the monitor started.
     pub uptime_ns: u64,
 }
@@ -218,6 +223,25 @@ impl PoisonCleared {
     /// What [`PoisonCleared::note`] says: clearing by the API is a change of media that no guest can see.
     pub const GUEST_KEEPS_ITS_LIST: &'static str = "The media is good, but the guest's own list of bad blocks stays \
          as it is until the guest writes to them or scrubs; a page that it has marked as poisoned stays so";
+}
+
+/// What touching a memory device does once it has departed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StaleState {
+    /// The device.
+    pub device: String,
+    /// What a processor gets.
+    pub answer: StaleAnswer,
+    /// Accesses up to now.
+    pub accesses: u64,
+}
+
+/// A change of what touching a departed device does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StaleChange {
+    /// What a processor gets.
+    pub answer: StaleAnswer,
 }
 
 /// Something that takes time.

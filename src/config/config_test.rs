@@ -127,11 +127,11 @@ fn mistakes_name_thing_value_and_remedy() {
         ("--pmem size=1G,via=usb,id=p3", "Wrong --pmem p3: via usb: there is no such way; give via=nfit"),
         (
             "--pmem size=1G,channel=pcie",
-            "Wrong --pmem channel pcie: this is not implemented in this version; give channel=container or channel=none",
+            "Wrong --pmem channel pcie: this is not implemented in this version; give channel=container, channel=agent or channel=none",
         ),
         (
             "--pmem size=1G,channel=door",
-            "Wrong --pmem channel door: there is no such channel; give channel=container or channel=none",
+            "Wrong --pmem channel door: there is no such channel; give channel=container, channel=agent or channel=none",
         ),
         (
             "--pmem size=1G,id=p0,family=hpe",
@@ -419,7 +419,8 @@ fn inserted_devices_are_checked_like_others() {
 }
 
 fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
-    let channel = prop::option::of(prop_oneof![Just(Channel::Container), Just(Channel::None)]);
+    let channel =
+        prop::option::of(prop_oneof![Just(Channel::Container), Just(Channel::Agent), Just(Channel::None)]);
     let place = prop::option::of((1u64..100).prop_map(|g| Place::Address((g << 30).into())));
     let family = prop_oneof![Just(Family::Intel), Just(Family::Microsoft), Just(Family::None)];
     let labels = prop_oneof![

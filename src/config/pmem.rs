@@ -43,6 +43,8 @@ pub enum Via {
 pub enum Channel {
     /// Through the ACPI0004 container around it (`_STA` and Notify).
     Container,
+    /// By the agent, which unbinds the driver in the guest.
+    Agent,
     /// Not at all.
     None,
 }
@@ -52,6 +54,7 @@ impl Channel {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Container => "container",
+            Self::Agent => "agent",
             Self::None => "none",
         }
     }
@@ -277,12 +280,13 @@ impl Pmem {
         let channel = match keys.channel.as_deref() {
             None => None,
             Some("container") => Some(Channel::Container),
+            Some("agent") => Some(Channel::Agent),
             Some("none") => Some(Channel::None),
             Some(channel @ ("pcie" | "bridge")) => {
                 return Err(ConfigError::not_implemented(
                     name("channel"),
                     channel,
-                    "give channel=container or channel=none",
+                    "give channel=container, channel=agent or channel=none",
                 ));
             }
             Some(other) => {
@@ -290,7 +294,7 @@ impl Pmem {
                     name("channel"),
                     other,
                     "there is no such channel",
-                    "give channel=container or channel=none",
+                    "give channel=container, channel=agent or channel=none",
                 ));
             }
         };

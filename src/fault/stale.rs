@@ -1,6 +1,7 @@
 //! Accesses to departed memory, counted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::command::{Access, Direction};
@@ -28,6 +29,10 @@ struct Counts {
 #[derive(Debug, Default)]
 pub struct StaleLog {
     devices: Mutex<HashMap<String, Counts>>,
+    /// vCPUs whose access is to pause the machine.
+    pausing: Mutex<HashSet<u32>>,
+    /// Fast view of `pausing`: there may be one.
+    any_pausing: AtomicBool,
 }
 
 impl StaleLog {
@@ -54,6 +59,23 @@ impl StaleLog {
         };
         *count += 1;
         (*count <= REPORTED_ONE_BY_ONE || count.is_power_of_two()).then_some(*count)
+    }
+
+    /// Remembers that the machine is to be paused for what `vcpu` has done.
+    pub fn ask_for_pause(&self, vcpu: u32) {
+        self.pausing.lock().unwrap_or_else(PoisonError::into_inner).insert(vcpu);
+        self.any_pausing.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the machine is to be paused for what `vcpu` has done; asked once for each time.
+    pub fn take_pause(&self, vcpu: u32) -> bool {
+        if !self.any_pausing.load(Ordering::SeqCst) {
+            return false;
+        }
+        let mut pausing = self.pausing.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = pausing.remove(&vcpu);
+        self.any_pausing.store(!pausing.is_empty(), Ordering::SeqCst);
+        asked
     }
 
     /// Forgets a device: another one has its place or its id.
@@ -96,6 +118,15 @@ mod tests {
         assert_eq!(log.note("p0", &access(0x10, Direction::Write)), Some(1));
         assert_eq!(log.note("p0", &access(0x20, Direction::Read)), Some(1));
         assert_eq!((log.total("p0"), log.total("p1")), (22, 0));
+    }
+
+    #[test]
+    fn a_pause_is_asked_for_once() {
+        let log = StaleLog::default();
+        assert!(!log.take_pause(1));
+        log.ask_for_pause(1);
+        log.ask_for_pause(3);
+        assert!(log.take_pause(1) && !log.take_pause(1) && !log.take_pause(2) && log.take_pause(3));
     }
 
     #[test]

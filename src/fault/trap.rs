@@ -17,7 +17,9 @@ use super::stores::Combining;
 use super::touch::{Pages, Touch, direction};
 use crate::command::{Access, Direction, Event, EventBus, MceOrigin, TrapDecision};
 use crate::kvm::{Baton, KvmError, RunError, Stopped, Vcpu, VcpuExitKind};
-use crate::memory::{AddressSpace, Consume, MapError, PAGE_SIZE, Region, ReportedAddress};
+use crate::memory::{
+    AddressSpace, Consume, LINE_SIZE, MapError, PAGE_SIZE, Region, ReportedAddress, StaleAnswer,
+};
 use crate::x86::bulk::{RFLAGS_RF, bulk};
 use crate::x86::decide::{Consumed, Hit, intersects};
 use crate::x86::mca::{ErrorClass, MachineError, McaState};
@@ -240,18 +242,22 @@ impl Traps {
         Some((region.gpa(), page - region.gpa()))
     }
 
-    /// Poison that an access to `gpa` can consume: a departed device has no lines any more.
+    /// Poison that an access to `gpa` can consume. A departed device has no lines any more: all of it is poison, or
+    /// nothing.
     pub(super) fn consumable_poison(&self, gpa: u64, len: u64) -> Option<u64> {
         match self.space.find(gpa) {
-            Some(region) if region.departed() || region.policy().consume == Consume::Log => None,
+            Some(region) if region.departed() => departed_line(&region, gpa),
+            Some(region) if region.policy().consume == Consume::Log => None,
             _ => self.space.first_poison(gpa, len),
         }
     }
 
     /// Poison that is there, consumed with or without consequences.
     fn present_poison(&self, gpa: u64, len: u64) -> Option<u64> {
-        let departed = self.space.find(gpa).is_some_and(|region| region.departed());
-        if departed { None } else { self.space.first_poison(gpa, len) }
+        match self.space.find(gpa).filter(|region| region.departed()) {
+            Some(region) => departed_line(&region, gpa),
+            None => self.space.first_poison(gpa, len),
+        }
     }
 
     /// Does the iterations of a repeated copy or fill that meet no poison, rather than step over each.
@@ -319,7 +325,12 @@ impl Traps {
             true => (TrapDecision::MachineCheck, reason(direction)),
             false => (TrapDecision::Proceed, "the guest has switched the reporting of errors off"),
         };
-        if let Some(region) = region {
+        if let Some(region) = region.as_ref().filter(|region| region.departed()) {
+            // What does not end in a machine check is reported when it is let through.
+            if decision == TrapDecision::MachineCheck {
+                self.note_stale(region, access);
+            }
+        } else if let Some(region) = region {
             self.events.publish(Event::PoisonTrapped {
                 device: region.name().to_owned(),
                 offset: region.named_offset(consumed.gpa).into(),
@@ -345,6 +356,9 @@ impl Traps {
 
     /// Counts an access to a departed region, and tells of it if it is worth an event.
     pub(super) fn note_stale(&self, region: &Region, access: Access) {
+        if region.stale_answer() == StaleAnswer::Pause {
+            self.stale.ask_for_pause(access.vcpu);
+        }
         if let Some(count) = self.stale.note(region.name(), &access) {
             self.events.publish(Event::StaleAccess {
                 device: region.name().to_owned(),
@@ -426,6 +440,11 @@ impl Traps {
 /// Whether the guest has breakpoints set, which only the processor can honour.
 fn watches_data(vcpu: &Vcpu) -> Result<bool, KvmError> {
     Ok(vcpu.debug_registers()?.dr7 & DR7_ENABLED != 0)
+}
+
+/// The line at `gpa` of a departed region, if it answers with a machine check.
+fn departed_line(region: &Region, gpa: u64) -> Option<u64> {
+    (region.stale_answer() == StaleAnswer::MachineCheck).then_some(gpa & !(LINE_SIZE - 1))
 }
 
 /// What is consumed, and how.

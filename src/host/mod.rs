@@ -10,6 +10,7 @@ pub mod nested;
 pub mod probe;
 pub mod resources;
 pub mod sys;
+pub mod usage;
 
 use crate::config::HostChoice;
 use nested::{INSIDE_COMMAND, KEEPER_COMMAND, NestedError};

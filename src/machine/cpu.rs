@@ -1,12 +1,13 @@
 //! What a vCPU thread does: run, serve the exit, run again.
 
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use aconite_devices::bus::{Bus, Effect, Effects};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::tell::Heard;
 use crate::fault::{Injector, Progress, TrapError, Traps, Turn};
 use crate::kvm::{Baton, CpuReport, Kick, RunError, Stopped, Vcpu, VcpuExitKind};
 use crate::memory::host_fault;
@@ -15,11 +16,18 @@ use crate::x86::mca::{McaState, ShutdownCause};
 /// A pause that the guest's watchdogs could notice.
 const NOTICED_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often a thread that waits for the main loop looks whether the machine is ending.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// What a vCPU thread tells the main loop.
 #[derive(Debug)]
 pub enum Message {
     /// A device access left something to do.
     Effect(Effect),
+    /// Something was heard of the guest.
+    Heard(Heard),
+    /// The machine is to be paused; the vCPU waits for the answer that it is.
+    Pause(Sender<()>),
     /// The vCPU cannot go on; the machine stops.
     Ended {
         /// The vCPU.
@@ -69,7 +77,8 @@ impl Mailbox {
         self.send(Message::Effect(effect));
     }
 
-    fn send(&self, message: Message) {
+    /// Sends a message.
+    pub fn send(&self, message: Message) {
         if self.sender.send(message).is_ok()
             && let Err(error) = self.wake.write(1)
         {
@@ -177,6 +186,17 @@ impl Cpu {
         self.mailbox.send(Message::Ended { cpu: self.vcpu.id(), end });
     }
 
+    /// Pauses the machine if an access was to do so, and returns when it is paused.
+    fn pause_if_asked(&self) {
+        if !self.traps.stale.take_pause(self.vcpu.id()) {
+            return;
+        }
+        let (sender, receiver) = mpsc::channel();
+        self.mailbox.send(Message::Pause(sender));
+        // The main loop may be waiting for this thread to end.
+        while !self.baton.stopping() && receiver.recv_timeout(LOOK_AGAIN) == Err(RecvTimeoutError::Timeout) {}
+    }
+
     /// Serves a trap, and the exits of the instruction that it lets through.
     fn trap(&mut self, wanted: Option<u64>) -> Option<CpuEnd> {
         let mut served = self.traps.serve(&mut self.vcpu, &mut self.mca, &mut self.progress, wanted);
@@ -233,7 +253,11 @@ impl Cpu {
                 let done = self.mca.wrmsr(index, value);
                 self.vcpu.finish_msr(done.ok().map(|()| 0));
             }
-            VcpuExitKind::Fault { gpa } => return self.trap(gpa),
+            VcpuExitKind::Fault { gpa } => {
+                let end = self.trap(gpa);
+                self.pause_if_asked();
+                return end;
+            }
             VcpuExitKind::Interrupted | VcpuExitKind::Debug | VcpuExitKind::Halt => {}
             VcpuExitKind::Shutdown => {
                 return Some(self.mca.shut_down().map_or(CpuEnd::TripleFault, CpuEnd::MachineCheck));

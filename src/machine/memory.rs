@@ -25,6 +25,7 @@ use super::poison::guard_room;
 use super::removal::Removal;
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
+    StaleAnswer, StaleState,
 };
 use crate::config::{Channel, CheckedPmem, Pmem, PmemSource, Via};
 use crate::fault::StaleLog;
@@ -95,6 +96,8 @@ pub(super) struct Device {
     _slot: Slot,
     /// How it can be removed.
     pub(super) channel: Channel,
+    /// The channel of its last removal.
+    pub(super) left_by: Option<Channel>,
 }
 
 /// All memory devices of a machine.
@@ -219,6 +222,7 @@ impl MemoryDevices {
             dimm,
             _slot: slot,
             channel: pmem.channel.unwrap_or(self.default_channel()),
+            left_by: None,
         });
         Ok(firmware)
     }
@@ -236,6 +240,19 @@ impl MemoryDevices {
     /// One device.
     pub fn show(&self, id: &str) -> Result<MemoryDevice, Error> {
         Ok(self.describe(self.find(id)?))
+    }
+
+    /// What touching a device does once it has departed, changed before if it is asked to.
+    pub fn stale(&self, id: &str, answer: Option<StaleAnswer>) -> Result<StaleState, Error> {
+        let device = self.find(id)?;
+        if let Some(answer) = answer {
+            device.region.set_stale_answer(answer);
+        }
+        Ok(StaleState {
+            device: id.to_owned(),
+            answer: device.region.stale_answer(),
+            accesses: self.stale.total(id),
+        })
     }
 
     /// Sends a notification to the firmware device that `kind` belongs to.
@@ -324,12 +341,12 @@ impl MemoryDevices {
                     "{} cannot be removed: the nfit driver of the guest's Linux {major}.{minor} does not let go when its container departs (7.0 and newer)",
                     device.id
                 ),
-                "unbind the driver in the guest (/sys/bus/platform/drivers/acpi-nfit/unbind), or name via=container to do it all the same",
+                "let the agent unbind the driver in the guest (via=agent), or name via=container to do it all the same",
             ),
             _ => Error::new(
                 ErrorCode::NotSupported,
                 format!("{} was declared with channel=none", device.id),
-                "give it channel=container when the machine starts",
+                "name another channel (via), or give it one when the machine starts",
             ),
         }
     }

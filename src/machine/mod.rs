@@ -23,6 +23,7 @@ mod plug;
 mod poison;
 mod records;
 mod removal;
+mod tell;
 
 use std::collections::VecDeque;
 use std::io;
@@ -34,7 +35,6 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use aconite_devices::bus::{Effect, Effects, lock};
-use aconite_devices::platform::Platform;
 use aconite_devices::virtio::QueueHandler;
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -50,13 +50,16 @@ use self::memory::MemoryDevices;
 pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
 use self::plug::Farewell;
+pub use self::tell::GuestUnit;
+use self::tell::Ways;
 use crate::api::Executor;
 use crate::command::{
     Census, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest,
-    Operation, PoisonPlace, ProcessMemory, Reply,
+    Operation, PoisonPlace, ProcessMemory, RemoveMode, Reply,
 };
 use crate::config;
 use crate::fault::Progress;
+use crate::host::usage::Usage;
 use crate::kvm::{Held, Stopped, VcpuView};
 use crate::memory::host_fault;
 use crate::units::ByteRange;
@@ -115,6 +118,18 @@ pub trait GuestAgent: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// Nobody answers.
     fn name_owners(&self, census: &mut Census) -> Result<(), Error>;
+
+    /// Makes the guest let go of a unit, in order or at once. Returns when it has, or with why it has not.
+    ///
+    /// # Errors
+    /// The guest uses it still, or nobody answers.
+    fn let_go(&self, unit: &GuestUnit, mode: RemoveMode) -> Result<(), Error>;
+
+    /// Makes the guest use a unit that it had let go of by [`Self::let_go`].
+    ///
+    /// # Errors
+    /// No driver takes it, or nobody answers.
+    fn take_up(&self, unit: &GuestUnit) -> Result<(), Error>;
 }
 
 fn no_agent() -> Error {
@@ -204,6 +219,8 @@ pub struct Machine {
     handle: Handle,
     messages: Receiver<Message>,
     mailbox: Mailbox,
+    /// How the guest is told of what comes and goes.
+    ways: Ways,
     agent: Option<AgentPort>,
     threads: Vec<JoinHandle<Left>>,
     /// The baton, while the machine is paused.
@@ -226,20 +243,25 @@ impl Machine {
         let events = spec.events.clone();
         let config = spec.config.clone();
         let built = build::build(spec)?;
+        let handle = Handle {
+            requests: Arc::default(),
+            wake: wake.clone(),
+            events: events.clone(),
+            agent: Arc::default(),
+        };
+        let mailbox = Mailbox::new(sender, wake);
+        let ways =
+            Ways { platform: built.platform.clone(), agent: handle.agent.clone(), mailbox: mailbox.clone() };
         Ok(Self {
             built,
             config,
             identity,
             console_log,
-            handle: Handle {
-                requests: Arc::default(),
-                wake: wake.clone(),
-                events: events.clone(),
-                agent: Arc::default(),
-            },
+            handle,
             events,
             messages,
-            mailbox: Mailbox::new(sender, wake),
+            mailbox,
+            ways,
             agent,
             threads: Vec::new(),
             paused: None,
@@ -340,16 +362,24 @@ impl Machine {
     /// Does what is there to do; the cause if the machine is to end.
     fn turn(&mut self) -> Option<Cause> {
         if host_fault::pending() {
-            self.stopped(|built, held| built.traps.serve_host_faults(held));
+            self.stopped(|built, _, held| built.traps.serve_host_faults(held));
         }
         let mut cause = None;
         let mut effects = Effects::new();
         if self.until_deadline() == 1 {
-            self.stopped(|built, held| built.memory.overdue(held, &built.platform));
+            self.stopped(|built, ways, held| built.memory.overdue(held, ways));
         }
         while let Ok(message) = self.messages.try_recv() {
             match message {
                 Message::Effect(effect) => cause = cause.or(self.apply(effect, &mut effects)),
+                Message::Heard(heard) => {
+                    self.stopped(|built, ways, held| built.memory.heard(held, ways, heard))
+                }
+                Message::Pause(paused) => {
+                    self.pause();
+                    // The vCPU may have ended meanwhile.
+                    let _ = paused.send(());
+                }
                 Message::Ended { cpu, end } => cause = cause.or(Some(self.cpu_ended(cpu, end))),
             }
         }
@@ -407,15 +437,15 @@ impl Machine {
                 None
             }
             Effect::UnitEject { unit } => {
-                self.stopped(|built, held| built.memory.ejected(held, &built.platform, unit));
+                self.stopped(|built, ways, held| built.memory.ejected(held, ways, unit));
                 None
             }
             Effect::UnitStatus { unit, status } => {
-                self.stopped(|built, held| built.memory.os_said(held, &built.platform, unit, status));
+                self.stopped(|built, ways, held| built.memory.os_said(held, ways, unit, status));
                 None
             }
             Effect::InjectError(injection) => {
-                self.stopped(|built, held| built.injections.inject(held, &built.memory, injection));
+                self.stopped(|built, _, held| built.injections.inject(held, &built.memory, injection));
                 None
             }
             Effect::TriggerError(injection) => {
@@ -426,14 +456,25 @@ impl Machine {
     }
 
     /// Does what the guest has asked for and no vCPU may see half done; nothing if the machine stops.
-    fn stopped(&mut self, work: impl FnOnce(&mut Built, &Held)) {
+    fn stopped(&mut self, work: impl FnOnce(&mut Built, &Ways, &Held)) {
         // A paused machine holds the baton already.
         match self.paused.take().map_or_else(|| self.built.baton.take(), Ok) {
             Ok(held) => {
-                work(&mut self.built, &held);
+                work(&mut self.built, &self.ways, &held);
                 self.paused = Some(held).filter(|_| self.state == MachineState::Paused);
             }
             Err(Stopped) => tracing::debug!("what the guest asked for came as the machine stopped"),
+        }
+    }
+
+    /// Pauses the machine if it runs.
+    fn pause(&mut self) {
+        if self.state == MachineState::Running
+            && let Ok(held) = self.built.baton.take()
+        {
+            self.paused = Some(held);
+            self.state = MachineState::Paused;
+            self.publish(Event::Paused);
         }
     }
 
@@ -492,6 +533,7 @@ impl Machine {
                 host: self.identity.host.clone(),
                 agent: self.agent.is_some(),
                 free_slots: memory.free_windows() as u32,
+                monitor: Usage::now(),
                 uptime_ns: self.events.elapsed_ns(),
             })),
             Command::ListMemory => Ok(Reply::MemoryList(memory.list())),
@@ -502,6 +544,7 @@ impl Machine {
             Command::PoisonPolicy { device, change } => {
                 memory.poison_policy(device, *change).map(Reply::PoisonPolicy)
             }
+            Command::Stale { device, answer } => memory.stale(device, *answer).map(Reply::Stale),
             Command::Notify { device, kind } => {
                 memory.notify(&self.built.platform, device, *kind).map(|()| Reply::Done)
             }
@@ -522,7 +565,7 @@ impl Machine {
 
     /// Commands for which no vCPU may run.
     fn change(&mut self, held: &Held, command: Command) -> Result<Reply, Error> {
-        let (memory, platform) = (&mut self.built.memory, &self.built.platform);
+        let memory = &mut self.built.memory;
         match command {
             Command::PoisonAdd { device, what } => memory.poison(held, &device, what).map(Reply::PoisonAdded),
             Command::PoisonPlace { place: PoisonPlace::Addresses(addresses) } => {
@@ -534,10 +577,10 @@ impl Machine {
             }
             Command::Remove { device, mode, via, timeout } => {
                 let farewell = Farewell { mode, via, patience: timeout.map(|timeout| timeout.0) };
-                memory.remove(held, platform, &device, farewell).map(Reply::Operation)
+                memory.remove(held, &self.ways, &device, farewell).map(Reply::Operation)
             }
             Command::Insert { pmem } => {
-                insert(held, memory, platform, &self.built.views, &pmem).map(Reply::Operation)
+                insert(held, memory, &self.ways, &self.built.views, &pmem).map(Reply::Operation)
             }
             Command::Census { device } => {
                 memory.census(held, &self.built.views, &device).map(|census| Reply::Census(Box::new(census)))
@@ -641,7 +684,7 @@ pub enum MachineError {
 fn insert(
     held: &Held,
     memory: &mut MemoryDevices,
-    platform: &Mutex<Platform>,
+    ways: &Ways,
     vcpus: &[VcpuView],
     pmem: &config::Pmem,
 ) -> Result<Operation, Error> {
@@ -651,7 +694,7 @@ fn insert(
     }
     config::validate_insert(&pmem, &[])?;
     let (checked, _) = pmem.check_host()?;
-    memory.insert(held, platform, vcpus, &pmem, checked)
+    memory.insert(held, ways, vcpus, &pmem, checked)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -1,17 +1,15 @@
 //! Devices go and come: what the machine does in each step of a removal, and where an arrival goes.
 
 use std::ops::Range;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use aconite_acpi::platform::notify;
 use aconite_acpi::platform::unit::OsStatus;
-use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
-use aconite_devices::bus::lock;
-use aconite_devices::platform::Platform;
 
 use super::chain;
 use super::memory::{Device, MemoryDevices, MemoryError, length, state_name};
 use super::removal::{Action, Happening, PATIENCE, Removal, unasked};
+use super::tell::{Heard, Ways};
 use crate::command::{
     CENSUS_LISTED_IN_EVENT, Error, ErrorCode, Event, MemoryState, Operation, OperationState, RemovalStep,
     RemoveMode,
@@ -37,7 +35,7 @@ impl MemoryDevices {
     pub fn remove(
         &mut self,
         _held: &Held,
-        platform: &Mutex<Platform>,
+        ways: &Ways,
         id: &str,
         farewell: Farewell,
     ) -> Result<Operation, Error> {
@@ -52,11 +50,12 @@ impl MemoryDevices {
         if channel == Channel::None {
             return Err(self.no_channel(device));
         }
+        ways.check(channel)?;
         if farewell.mode == RemoveMode::Surprise {
             self.take_memory(unit).map_err(host_limit)?;
         }
         if overtakes {
-            self.hear(platform, unit, Happening::Overtaken);
+            self.hear(ways, unit, Happening::Overtaken);
         }
         let mut operation = operation("remove", id, channel);
         operation.mode = Some(farewell.mode);
@@ -65,23 +64,23 @@ impl MemoryDevices {
         let (removal, actions) =
             Removal::begin(id, operation.operation, farewell.mode, channel, patience, Instant::now());
         self.removals.insert(unit, removal.clone());
-        self.carry_out(platform, unit, Some(&removal), actions);
+        self.carry_out(ways, unit, Some(&removal), actions);
         self.operations.get(operation.operation)
     }
 
     /// The guest has ejected unit `unit`; its firmware has already let go of it.
-    pub fn ejected(&mut self, _held: &Held, platform: &Mutex<Platform>, unit: u32) {
+    pub fn ejected(&mut self, _held: &Held, ways: &Ways, unit: u32) {
         let unit = unit as usize;
         let how = "the guest evaluated _EJ0".to_owned();
         if self.removals.contains_key(&unit) {
-            self.hear(platform, unit, Happening::LetGo(how));
+            self.hear(ways, unit, Happening::LetGo(how));
         } else if self.devices.iter().any(|d| d.unit == unit && d.state == MemoryState::Present) {
-            self.carry_out(platform, unit, None, unasked(how));
+            self.carry_out(ways, unit, None, unasked(how));
         }
     }
 
     /// The guest has said what it has come to with a notification of a unit's container.
-    pub fn os_said(&mut self, _held: &Held, platform: &Mutex<Platform>, unit: u32, status: OsStatus) {
+    pub fn os_said(&mut self, _held: &Held, ways: &Ways, unit: u32, status: OsStatus) {
         let unit = unit as usize;
         let Some(removal) = self.removals.get(&unit).filter(|r| r.channel == Channel::Container) else {
             return;
@@ -104,7 +103,21 @@ impl MemoryDevices {
             }
             _ => Happening::Refused(format!("{} (_OST {:#x})", status.words(), status.status)),
         };
-        self.hear(platform, unit, happening);
+        self.hear(ways, unit, happening);
+    }
+
+    /// Something was heard by another thread.
+    pub fn heard(&mut self, _held: &Held, ways: &Ways, heard: Heard) {
+        match heard {
+            Heard::Removal { operation, happening } => {
+                let its = |(_, removal): &(&usize, &Removal)| removal.operation == operation;
+                // It may have been overtaken, or be overdue.
+                if let Some((&unit, _)) = self.removals.iter().find(its) {
+                    self.hear(ways, unit, happening);
+                }
+            }
+            Heard::Inserted { operation, error } => self.end(operation, error),
+        }
     }
 
     /// When the next removal is overdue.
@@ -113,7 +126,7 @@ impl MemoryDevices {
     }
 
     /// Ends the removals that are overdue.
-    pub fn overdue(&mut self, _held: &Held, platform: &Mutex<Platform>) {
+    pub fn overdue(&mut self, _held: &Held, ways: &Ways) {
         let now = Instant::now();
         let late: Vec<usize> = self
             .removals
@@ -122,30 +135,24 @@ impl MemoryDevices {
             .map(|(unit, _)| *unit)
             .collect();
         for unit in late {
-            self.hear(platform, unit, Happening::Overdue);
+            self.hear(ways, unit, Happening::Overdue);
         }
     }
 
     /// Something is heard of the removal of what is in `unit`.
-    fn hear(&mut self, platform: &Mutex<Platform>, unit: usize, happening: Happening) {
+    fn hear(&mut self, ways: &Ways, unit: usize, happening: Happening) {
         let Some(mut removal) = self.removals.remove(&unit) else { return };
         let actions = removal.on(happening);
         let ends = matches!(actions.last(), Some(Action::End(_)));
         if !ends {
             self.removals.insert(unit, removal.clone());
         }
-        self.carry_out(platform, unit, Some(&removal), actions);
+        self.carry_out(ways, unit, Some(&removal), actions);
     }
 
-    fn carry_out(
-        &mut self,
-        platform: &Mutex<Platform>,
-        unit: usize,
-        removal: Option<&Removal>,
-        actions: Vec<Action>,
-    ) {
+    fn carry_out(&mut self, ways: &Ways, unit: usize, removal: Option<&Removal>, actions: Vec<Action>) {
         let Some(device) = self.devices.iter().find(|d| d.unit == unit) else { return };
-        let (id, own_channel) = (device.id.clone(), device.channel);
+        let (id, own_channel, range) = (device.id.clone(), device.channel, device.region.range());
         for action in actions {
             match action {
                 Action::Step(step, detail) => {
@@ -162,17 +169,22 @@ impl MemoryDevices {
                     if let Err(error) = self.take_memory(unit) {
                         tracing::error!(%error, device = id, "memory that the guest has given back stays within reach");
                         self.set_state(unit, MemoryState::Present);
-                        self.end(removal, Some(host_limit(error)));
+                        self.end_removal(removal, Some(host_limit(error)));
                         return;
                     }
                 }
                 Action::TellGuest => {
                     if let Some(removal) = removal {
-                        tell_container(platform, unit, removal.mode);
+                        ways.tell_removal(removal, unit, range.clone());
                     }
                 }
-                Action::State(state) => self.set_state(unit, state),
-                Action::End(error) => self.end(removal, error),
+                Action::State(state) => {
+                    self.set_state(unit, state);
+                    if let Some(device) = self.devices.iter_mut().find(|d| d.unit == unit) {
+                        device.left_by = removal.map(|removal| removal.channel);
+                    }
+                }
+                Action::End(error) => self.end_removal(removal, error),
             }
         }
     }
@@ -191,10 +203,15 @@ impl MemoryDevices {
         }
     }
 
-    fn end(&mut self, removal: Option<&Removal>, error: Option<Error>) {
-        let Some(removal) = removal else { return };
-        self.operations.finish(removal.operation, error.clone());
-        self.events.publish(Event::OperationFinished { operation: removal.operation, error });
+    fn end_removal(&mut self, removal: Option<&Removal>, error: Option<Error>) {
+        if let Some(removal) = removal {
+            self.end(removal.operation, error);
+        }
+    }
+
+    fn end(&mut self, operation: u64, error: Option<Error>) {
+        self.operations.finish(operation, error.clone());
+        self.events.publish(Event::OperationFinished { operation, error });
     }
 
     /// Puts a device into a free window, or in place of a departed one.
@@ -205,7 +222,7 @@ impl MemoryDevices {
     pub fn insert(
         &mut self,
         held: &Held,
-        platform: &Mutex<Platform>,
+        ways: &Ways,
         vcpus: &[VcpuView],
         pmem: &Pmem,
         checked: CheckedPmem,
@@ -219,8 +236,11 @@ impl MemoryDevices {
                 "choose another id",
             ));
         }
-        let mut operation = operation("insert", &pmem.id, pmem.channel.unwrap_or(self.default_channel()));
-        operation = self.operations.begin(operation);
+        // A driver that the agent has unbound comes back by the agent only.
+        let unbound = self.devices.iter().any(|d| d.unit == unit && d.left_by == Some(Channel::Agent));
+        let channel = if unbound { Channel::Agent } else { pmem.channel.unwrap_or(self.default_channel()) };
+        ways.check(channel)?;
+        let operation = self.operations.begin(operation("insert", &pmem.id, channel));
         if let Some(old) = self.devices.iter().position(|d| d.unit == unit) {
             let old = self.devices.remove(old);
             self.clear_window(&old, operation.operation, &pmem.id);
@@ -237,16 +257,15 @@ impl MemoryDevices {
             self.operations.finish(operation.operation, Some(error.clone()));
             return Err(error);
         }
-        let event = FirmwareEvent { target: EventTarget::Container(unit as u32), code: notify::BUS_CHECK };
-        lock(platform).push(event);
         self.events.publish(Event::Inserted {
             device: pmem.id.clone(),
             operation: operation.operation,
             gpa: self.windows[unit].range.start.into(),
             size,
         });
-        self.operations.finish(operation.operation, None);
-        self.events.publish(Event::OperationFinished { operation: operation.operation, error: None });
+        if ways.tell_insertion(operation.operation, channel, unit, self.windows[unit].range.clone()) {
+            self.end(operation.operation, None);
+        }
         self.operations.get(operation.operation)
     }
 
@@ -341,14 +360,6 @@ impl MemoryDevices {
         }
         Ok(unit)
     }
-}
-
-fn tell_container(platform: &Mutex<Platform>, unit: usize, mode: RemoveMode) {
-    let code = match mode {
-        RemoveMode::Eject => notify::EJECT_REQUEST,
-        RemoveMode::Surprise => notify::DEVICE_CHECK,
-    };
-    lock(platform).push(FirmwareEvent { target: EventTarget::Container(unit as u32), code });
 }
 
 fn operation(kind: &str, device: &str, channel: Channel) -> Operation {

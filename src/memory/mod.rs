@@ -20,7 +20,7 @@ pub use guard::GuardMethod;
 pub use guest_map::{GuestMap, LARGE, MapError, PAGE_SIZE};
 pub use keeper::PoisonKeeper;
 pub use poison::{LINE_SIZE, PoisonChange, PoisonMap, round_in, round_out};
-pub use policy::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress};
+pub use policy::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress, StaleAnswer};
 pub use ranges::RangeSet;
 pub use region::{Backing, GuardError, GuardState, Region, RegionKind};
 pub use space::{AddressSpace, DmaMemory, SpaceError};

@@ -91,6 +91,19 @@ impl PolicyChange {
     }
 }
 
+/// What a processor gets that touches memory of a device that has departed. Every touch is told besides.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum StaleAnswer {
+    /// Loads find ones and stores go nowhere, as on a bus on which nobody answers.
+    #[default]
+    Ones,
+    /// Loads and fetches end in a machine check, as on a link that is down. Stores go nowhere: they are posted.
+    MachineCheck,
+    /// As `ones`, and the machine is paused behind the instruction, so that it can be looked at.
+    Pause,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,10 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 use super::guard::{GrowError, GuardMethod, Guards, TooScattered};
 use super::host_fault::Watch;
 use super::poison::round_out;
-use super::{GuestMap, LARGE, MapError, PAGE_SIZE, PoisonKeeper, PoisonMap, PoisonPolicy, RangeSet, backing};
+use super::{
+    GuestMap, LARGE, MapError, PAGE_SIZE, PoisonKeeper, PoisonMap, PoisonPolicy, RangeSet, StaleAnswer,
+    backing,
+};
 
 /// What a region is to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +110,7 @@ struct State {
     limit: usize,
     keeper: Option<Arc<dyn PoisonKeeper>>,
     policy: PoisonPolicy,
+    stale: StaleAnswer,
     departed: bool,
 }
 
@@ -180,6 +184,7 @@ impl Region {
                 limit: usize::MAX,
                 keeper: None,
                 policy: PoisonPolicy::default(),
+                stale: StaleAnswer::default(),
                 departed: false,
             }),
         })
@@ -326,6 +331,16 @@ impl Region {
     /// Changes what its poison does.
     pub fn set_policy(&self, policy: PoisonPolicy) {
         self.state().policy = policy;
+    }
+
+    /// What a processor gets that touches it once it has departed.
+    pub fn stale_answer(&self) -> StaleAnswer {
+        self.state().stale
+    }
+
+    /// Changes what a processor gets that touches it once it has departed.
+    pub fn set_stale_answer(&self, answer: StaleAnswer) {
+        self.state().stale = answer;
     }
 
     /// Lets nothing of the region become poisoned, or depart, while what is returned lives. Whoever wants to waits, so

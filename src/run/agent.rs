@@ -1,13 +1,17 @@
 //! What the agent of the guest is asked for by the machine.
 
+use std::fmt::Display;
+use std::str::FromStr;
+
 use aconite_agent::owners::{self, Owner};
 use aconite_agent::pagemap::{self, Piece};
 use aconite_agent::protocol::Exec;
+use aconite_agent::unit;
 use aconite_agent::workload::PROGRAM;
 
-use crate::command::{Census, CensusProcess, Error, ErrorCode, ProcessMemory};
+use crate::command::{Census, CensusProcess, Error, ErrorCode, ProcessMemory, RemoveMode};
 use crate::guest::client::Client;
-use crate::machine::GuestAgent;
+use crate::machine::{GuestAgent, GuestUnit};
 use crate::units::ByteRange;
 
 /// Mappings whose owners are asked for at a time.
@@ -19,7 +23,7 @@ pub struct Agent(pub Client);
 
 impl Agent {
     /// Runs the agent's program with `words`, and returns the lines that it prints.
-    fn run<T: std::str::FromStr<Err = String>>(
+    fn run<T: FromStr<Err: Display>>(
         &self,
         words: impl IntoIterator<Item = String>,
     ) -> Result<Vec<T>, String> {
@@ -30,9 +34,18 @@ impl Agent {
         if !output.status.success() {
             return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
         }
-        let lines: Result<Vec<T>, String> =
+        let lines: Result<Vec<T>, _> =
             String::from_utf8_lossy(&output.stdout).lines().map(str::parse).collect();
         lines.map_err(|error| format!("The agent's answer is none: {error}"))
+    }
+}
+
+impl Agent {
+    fn unit<'a>(&self, words: impl IntoIterator<Item = &'a str>) -> Result<(), Error> {
+        let words = std::iter::once(unit::COMMAND).chain(words).map(str::to_owned);
+        let said = self.run::<String>(words);
+        said.map(drop)
+            .map_err(|message| Error::new(ErrorCode::GuestRefused, message, "see the guest's kernel log"))
     }
 }
 
@@ -68,5 +81,16 @@ impl GuestAgent for Agent {
             }
         }
         Ok(())
+    }
+
+    fn let_go(&self, unit: &GuestUnit, mode: RemoveMode) -> Result<(), Error> {
+        let GuestUnit { path, range } = unit;
+        let word = if mode == RemoveMode::Eject { unit::RELEASE } else { unit::DROP };
+        let (start, length) = (format!("{:#x}", range.start), format!("{:#x}", range.end - range.start));
+        self.unit([word, path, &start, &length])
+    }
+
+    fn take_up(&self, unit: &GuestUnit) -> Result<(), Error> {
+        self.unit([unit::BIND, &unit.path])
     }
 }

@@ -172,11 +172,28 @@ fn removed_under_the_mapping(at: &mut Mapped) {
     assert_eq!(at.load(WORD).0, u64::MAX);
 }
 
+/// What a touch of the departed device is answered with is chosen while the machine runs: a machine check ends a load,
+/// stores still go nowhere; a pause comes behind the load.
+fn answered_otherwise(at: &mut Mapped) {
+    let answer = |at: &Mapped, answer| at.guest.ctl(&["stale", "p0", "--answer", answer]);
+    let before = at.guest.last_event();
+    answer(at, "machine-check");
+    let reply = at.ask(&Request::Load(WORD));
+    let Reply::Signal(signal) = reply else { panic!("no signal: {reply}") };
+    assert_eq!(signal.number, aconite_agent::workload::SIGBUS);
+    let check = at.guest.event(before, "mce_delivered", |_| true);
+    assert_eq!(hex(&check["address"]), (at.gpa + at.word) & !63, "{check}");
+    let stale = at.guest.event(before, "stale_access", |event| event["cpl"] == 3);
+    assert_eq!((hex(&stale["va"]), hex(&stale["rip"])), (at.mapping + WORD, signal.rip), "{stale}");
+    assert_eq!(at.guest.events_named(before, "poison_trapped"), Vec::<Value>::new());
+}
+
 /// Both parts in one boot. The machine is ended from outside: these kernels oops when they unmount what is gone.
 fn story(kernel: &str) {
     let mut at = Mapped::new(kernel);
     signal_and_repair(&mut at);
     removed_under_the_mapping(&mut at);
+    answered_otherwise(&mut at);
     at.guest.ctl(&["quit"]);
     let ended = at.guest.wait(Duration::from_secs(60));
     assert_eq!(ended.result()["cause"], "quit");

@@ -6,7 +6,7 @@ use serde_json::json;
 use std::fs;
 
 /// What a kernel must have forgotten after a removal.
-const GONE: &str = "! ls /dev/pmem* 2>/dev/null && test -z \"$(ndctl list -R)\" && ! grep -q 'Persistent Memory' /proc/iomem";
+pub const GONE: &str = "! ls /dev/pmem* 2>/dev/null && test -z \"$(ndctl list -R)\" && ! grep -q 'Persistent Memory' /proc/iomem";
 
 /// An idle device goes by surprise, and another one comes in its place, with its own bytes.
 fn replaced(kernel: &str) {
@@ -54,7 +54,7 @@ fn an_idle_device_is_replaced_on_6_1() {
 }
 
 /// The steps of removals since event `before`, as words.
-fn steps(guest: &Machine, before: u64) -> Vec<String> {
+pub fn steps(guest: &Machine, before: u64) -> Vec<String> {
     let events = guest.events_named(before, "removal");
     events.iter().map(|event| event["step"].as_str().unwrap().to_owned()).collect()
 }
@@ -103,6 +103,45 @@ fn a_guest_that_is_asked_refuses_or_lets_go_on_6_1() {
     orderly("6.1");
 }
 
+/// The agent unbinds the driver, and binds it again for what comes in its place: this works on every kernel.
+fn by_the_agent(kernel: &str) {
+    let mut guest = Run::kernel(kernel).pmem("size=1G,id=p0,channel=agent").tools(&["ndctl"]).shell();
+    guest.until_ok("test -b /dev/pmem0", PMEM);
+    for (mode, seen) in [
+        ("--eject", vec!["requested", "notified", "ejected", "departed"]),
+        ("--surprise", vec!["requested", "surprised", "notified", "departed"]),
+    ] {
+        let before = guest.last_event();
+        let operation = guest.ctl(&["remove", "p0", mode, "--wait", "120s"]);
+        assert_eq!(
+            (&operation["state"], &operation["channel"]),
+            (&json!("done"), &json!("agent")),
+            "{operation}"
+        );
+        assert_eq!(steps(&guest, before), seen);
+        guest.ok(GONE);
+        let operation = guest.ctl(&["insert", "pmem", "size=1G,id=p0,channel=agent", "--wait", "120s"]);
+        assert_eq!(
+            (&operation["state"], &operation["channel"]),
+            (&json!("done"), &json!("agent")),
+            "{operation}"
+        );
+        guest.until_ok("test -b /dev/pmem*", PMEM);
+    }
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
+#[test]
+#[ignore = "wide"]
+fn the_agent_unbinds_and_binds() {
+    by_the_agent("6.12");
+}
+
+#[test]
+fn the_agent_unbinds_and_binds_on_7() {
+    by_the_agent("7.x");
+}
+
 /// A kernel from 7.0 on does not let go: the removal is refused with its reason, and nothing changes.
 #[test]
 fn a_removal_is_refused_on_7() {
@@ -113,7 +152,7 @@ fn a_removal_is_refused_on_7() {
         let refused = guest.ctl_refused(&["remove", "p0", mode]);
         assert_eq!(refused["code"], "not_supported", "{refused}");
         assert!(refused["message"].as_str().unwrap().contains("Linux 7."), "{refused}");
-        assert!(refused["remedy"].as_str().unwrap().contains("unbind"), "{refused}");
+        assert!(refused["remedy"].as_str().unwrap().contains("via=agent"), "{refused}");
     }
     assert_eq!(guest.events_named(before, "removal"), Vec::<serde_json::Value>::new());
     assert_eq!(guest.device("p0")["state"], "present");

@@ -10,6 +10,8 @@ mod pci;
 mod processors;
 mod units;
 
+pub use units::path as target_path;
+
 use acpi_tables::Aml;
 use acpi_tables::aml::{Name, Package, Path, Scope};
 

@@ -23,8 +23,8 @@ const TYPE_PACKAGE: u8 = 4;
 /// access after the other, and nearly all calls are short.
 const SHORT_PAYLOAD: u64 = 128;
 
-/// Absolute path of a target of firmware events.
-pub(super) fn path(target: EventTarget) -> String {
+/// Absolute path of a target of firmware events in the ACPI namespace, such as `\_SB_.NV00.NVDR`.
+pub fn path(target: EventTarget) -> String {
     match target {
         EventTarget::Container(unit) => format!("\\_SB_.NV{unit:02X}"),
         EventTarget::Root(unit) => format!("\\_SB_.NV{unit:02X}.NVDR"),

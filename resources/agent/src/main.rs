@@ -25,13 +25,14 @@ use std::time::Duration;
 
 use aconite_agent::config::{CONSOLE_FATAL, CONSOLE_NO_PORT, ROLE_HOST};
 use aconite_agent::protocol::{Power, Role};
-use aconite_agent::{owners, pagemap, workload};
+use aconite_agent::{owners, pagemap, unit, workload};
 
 use crate::server::Server;
 
 const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER, \
                      or aconite-agent workload map, or aconite-agent workload garbage SEED SECONDS, \
-                     or aconite-agent pagemap PID ADDRESS [LENGTH], or aconite-agent owners VA:GPA...";
+                     or aconite-agent pagemap PID ADDRESS [LENGTH], or aconite-agent owners VA:GPA..., or aconite-agent unit release|drop|bind PATH \
+                     [START LENGTH]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
@@ -45,6 +46,13 @@ fn main() -> ExitCode {
         [pagemap::COMMAND, pid, address] => print_pagemap(pid, address, "1"),
         [pagemap::COMMAND, pid, address, length] => print_pagemap(pid, address, length),
         [owners::COMMAND, ref pages @ ..] => print_owners(pages),
+        [unit::COMMAND, ref words @ ..] => match unit::run(words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        },
         ["workload", workload::MAP] => match workload_map::run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

@@ -1,0 +1,126 @@
+//! How the guest is told of a device that goes or comes, and who hears what it makes of it.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
+
+use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
+use aconite_devices::bus::lock;
+use aconite_devices::platform::Platform;
+
+use super::GuestAgent;
+use super::cpu::{Mailbox, Message};
+use super::removal::{Happening, Removal};
+use crate::command::{Error, ErrorCode, RemoveMode};
+use crate::config::Channel;
+
+/// A unit as the agent knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestUnit {
+    /// Its root device in the ACPI namespace.
+    pub path: String,
+    /// Its guest-physical addresses.
+    pub range: Range<u64>,
+}
+
+impl GuestUnit {
+    /// The unit in window `unit`.
+    pub fn new(unit: usize, range: Range<u64>) -> Self {
+        Self { path: aconite_acpi::target_path(EventTarget::Root(unit as u32)), range }
+    }
+}
+
+/// Something that was heard of a guest's part in an operation, by another thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Of a removal.
+    Removal {
+        /// The operation.
+        operation: u64,
+        /// What.
+        happening: Happening,
+    },
+    /// Of an insertion: it is over.
+    Inserted {
+        /// The operation.
+        operation: u64,
+        /// Why the guest does not use the device.
+        error: Option<Error>,
+    },
+}
+
+/// The ways to the guest.
+pub struct Ways {
+    /// Firmware events.
+    pub platform: Arc<Mutex<Platform>>,
+    /// The agent, once it is there.
+    pub agent: Arc<OnceLock<Arc<dyn GuestAgent>>>,
+    /// The main loop.
+    pub mailbox: Mailbox,
+}
+
+impl Ways {
+    /// Whether the guest can be told over `channel`.
+    pub fn check(&self, channel: Channel) -> Result<(), Error> {
+        if channel == Channel::Agent && self.agent.get().is_none() {
+            return Err(Error::new(
+                ErrorCode::WrongState,
+                "The agent in the guest does not answer (yet)",
+                "wait for the event agent_ready, or start the machine with its agent",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Tells the guest that a device goes.
+    pub fn tell_removal(&self, removal: &Removal, unit: usize, range: Range<u64>) {
+        let Removal { operation, mode, .. } = *removal;
+        match removal.channel {
+            Channel::Container => {
+                let code = match mode {
+                    RemoveMode::Eject => notify::EJECT_REQUEST,
+                    RemoveMode::Surprise => notify::DEVICE_CHECK,
+                };
+                self.notify(unit, code);
+            }
+            Channel::Agent => self.ask(operation, move |agent| {
+                let asked = agent.let_go(&GuestUnit::new(unit, range), mode);
+                let happening = match asked {
+                    Ok(()) => Happening::LetGo("the agent has unbound the driver".to_owned()),
+                    Err(error) => Happening::Refused(error.message),
+                };
+                Heard::Removal { operation, happening }
+            }),
+            Channel::None => {}
+        }
+    }
+
+    /// Tells the guest that a device has come. Whether that is over with it: otherwise something will be heard.
+    pub fn tell_insertion(&self, operation: u64, channel: Channel, unit: usize, range: Range<u64>) -> bool {
+        if channel != Channel::Agent {
+            self.notify(unit, notify::BUS_CHECK);
+            return true;
+        }
+        self.ask(operation, move |agent| Heard::Inserted {
+            operation,
+            error: agent.take_up(&GuestUnit::new(unit, range)).err(),
+        });
+        false
+    }
+
+    fn notify(&self, unit: usize, code: u8) {
+        lock(&self.platform).push(FirmwareEvent { target: EventTarget::Container(unit as u32), code });
+    }
+
+    /// Asks the agent on a thread of its own: the guest may take its time, or for ever.
+    fn ask(&self, operation: u64, question: impl FnOnce(&dyn GuestAgent) -> Heard + Send + 'static) {
+        let Some(agent) = self.agent.get().cloned() else { return };
+        let mailbox = self.mailbox.clone();
+        let started = thread::Builder::new()
+            .name(format!("operation{operation}"))
+            .spawn(move || mailbox.send(Message::Heard(question(&*agent))));
+        if let Err(error) = started {
+            tracing::error!(%error, operation, "the agent is not asked; the operation will time out");
+        }
+    }
+}
