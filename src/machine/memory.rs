@@ -227,9 +227,10 @@ impl MemoryDevices {
         Ok(firmware)
     }
 
-    /// Windows in which there is no device, present or departed.
+    /// Windows in which there is no device, or one that has departed.
     pub fn free_windows(&self) -> usize {
-        self.windows.len() - self.devices.len()
+        let taken = self.devices.iter().filter(|device| device.state != MemoryState::Departed).count();
+        self.windows.len() - taken
     }
 
     /// All devices.

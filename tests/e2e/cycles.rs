@@ -67,9 +67,10 @@ fn cycles(kernel: &str, count: u64, seed: u64) {
     let all = format!("test $(ls /dev/pmem* | wc -l) = {DEVICES}");
     guest.until_ok(&all, PMEM);
     guest.type_in(
-        b"(while :; do for d in /dev/pmem*; do dd if=$d of=/dev/null bs=64k count=4 iflag=direct; \
-          dd if=/dev/zero of=$d bs=64k count=4 oflag=direct conv=notrunc,nocreat; done; sleep 0.05; done) \
-          >/dev/null 2>&1 &\n",
+        b"(while :; do for d in /dev/pmem*; do \
+          /usr/bin/dd if=$d of=/dev/null bs=64k count=4 iflag=direct && \
+          /usr/bin/dd if=/dev/zero of=$d bs=64k count=4 oflag=direct conv=notrunc,nocreat && echo $d >> /tmp/done; \
+          done; sleep 0.05; done) >/dev/null 2>&1 &\n",
     );
     let places: Vec<Value> = (0..DEVICES).map(|n| guest.device(&format!("p{n}"))["gpa"].clone()).collect();
     let mut state = seed;
@@ -97,6 +98,8 @@ fn cycles(kernel: &str, count: u64, seed: u64) {
     let grown = now["anonymous"].as_u64().unwrap().saturating_sub(base["anonymous"].as_u64().unwrap());
     assert!(grown <= GROWTH, "memory grew by {grown} bytes in {count} cycles");
     assert_eq!(guest.ctl(&["info"])["free_slots"], json!(0));
+    let transfers: u64 = guest.ok("wc -l < /tmp/done").trim().parse().unwrap();
+    assert!(transfers >= 2 * count, "there was load: {transfers} transfers");
     let release = guest.ok("uname -r");
     let said = complaints(&release, &guest.ok("dmesg -r"));
     let unknown: Vec<&String> = said.iter().filter(|line| kind(line).is_none()).collect();

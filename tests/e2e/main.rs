@@ -9,6 +9,7 @@ mod backings;
 mod boot;
 mod clocks;
 mod cycles;
+mod defects;
 mod dma;
 mod doctor;
 mod einj;

@@ -23,6 +23,9 @@ fn hex(value: &Value) -> u64 {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
 }
 
+/// Another one, in another page.
+const OTHER: u64 = 0xA100;
+
 /// A guest with a mapped file, and where things are.
 pub struct Mapped {
     pub guest: Machine,
@@ -132,7 +135,9 @@ fn signal_and_repair(at: &mut Mapped) {
 /// The device goes while the file is mapped: loads through the old mapping give ones, stores land nowhere, and each
 /// is reported as it was. Linux up to 6.19 leaves such mappings in place.
 fn removed_under_the_mapping(at: &mut Mapped) {
-    assert_eq!(at.load(WORD).0, pattern(WORD));
+    for word in [WORD, OTHER] {
+        assert_eq!(at.load(word).0, pattern(word));
+    }
     let before = at.guest.last_event();
     // The kernel writes back what it has: each store to what is not there is trapped and dropped.
     let patience = format!("{}s", REMOVAL.as_secs());
@@ -186,6 +191,18 @@ fn answered_otherwise(at: &mut Mapped) {
     let stale = at.guest.event(before, "stale_access", |event| event["cpl"] == 3);
     assert_eq!((hex(&stale["va"]), hex(&stale["rip"])), (at.mapping + WORD, signal.rip), "{stale}");
     assert_eq!(at.guest.events_named(before, "poison_trapped"), Vec::<Value>::new());
+
+    // The kernel has taken the page away from the process, so another one pauses the machine.
+    let before = at.guest.last_event();
+    answer(at, "pause");
+    at.workload.tell(&mut at.guest, &Request::Load(OTHER));
+    let stale = at.guest.event(before, "stale_access", |event| event["cpl"] == 3);
+    assert_eq!(hex(&stale["va"]), at.mapping + OTHER, "{stale}");
+    at.guest.event(before, "paused", |_| true);
+    assert_eq!(at.guest.ctl(&["info"])["state"], "paused");
+    answer(at, "ones");
+    at.guest.ctl(&["resume"]);
+    assert_eq!(at.load(OTHER).0, u64::MAX);
 }
 
 /// Both parts in one boot. The machine is ended from outside: these kernels oops when they unmount what is gone.

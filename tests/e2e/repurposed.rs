@@ -5,7 +5,7 @@
 //!
 //! | | the process's page tables | a load through the old mapping |
 //! |---|---|---|
-//! | ext4, 6.1 and 6.12 | still map the device: `ext4` has no `notify_failure`, and `kill_dax` unmaps nothing | ones, then the new device's bytes |
+//! | ext4, 6.1, 6.12 and 7.x | still map the device: `ext4` has no `notify_failure`, and `kill_dax` unmaps nothing | ones, then the new device's bytes |
 //! | XFS with rmapbt, 6.12 | map nothing: `xfs_dax_notify_failure` unmaps every page | SIGBUS |
 //!
 //! The oracle is the census: what it lists is reached, what it does not list is not, and no byte of the new device
@@ -38,7 +38,7 @@ fn mapping_of(census: &Value, va: u64) -> Option<&Value> {
 }
 
 /// Whether the old mapping reaches the address after the removal, by the census and by what becomes of the new device.
-fn repurposed(kernel: &str, file_system: &str) -> bool {
+fn repurposed(kernel: &str, file_system: &str, via: &str) -> bool {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.img");
     let mut at = Mapped::on(kernel, file_system);
@@ -54,7 +54,7 @@ fn repurposed(kernel: &str, file_system: &str) -> bool {
     assert_eq!(mapping["processes"][0]["name"], "aconite-agent", "{mapping}");
 
     let patience = format!("{}s", REMOVAL.as_secs());
-    at.guest.ctl(&["remove", "p0", "--surprise", "--timeout", &patience, "--wait", &patience]);
+    at.guest.ctl(&["remove", "p0", "--surprise", "--via", via, "--timeout", &patience, "--wait", &patience]);
     let census = at.guest.ctl(&["census", "p0"]);
     assert_eq!((&census["complete"], &census["kernel"]["entries"]), (&true.into(), &0.into()), "{census}");
     let reached = mapping_of(&census, va).is_some();
@@ -98,17 +98,23 @@ fn repurposed(kernel: &str, file_system: &str) -> bool {
 
 #[test]
 fn ext4_leaves_processes_in_reach_of_the_next_device() {
-    assert!(repurposed("6.12", "ext4"));
+    assert!(repurposed("6.12", "ext4", "container"));
 }
 
 #[test]
 #[ignore = "wide"]
 fn ext4_leaves_processes_in_reach_of_the_next_device_on_6_1() {
-    assert!(repurposed("6.1", "ext4"));
+    assert!(repurposed("6.1", "ext4", "container"));
+}
+
+#[test]
+#[ignore = "wide"]
+fn ext4_leaves_processes_in_reach_of_the_next_device_on_7() {
+    assert!(repurposed("7.x", "ext4", "agent"));
 }
 
 #[test]
 #[ignore = "wide"]
 fn xfs_takes_the_old_device_from_its_processes() {
-    assert!(!repurposed("6.12", "xfs"));
+    assert!(!repurposed("6.12", "xfs", "container"));
 }

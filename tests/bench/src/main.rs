@@ -5,6 +5,7 @@
 //! but knows neither the cost of leaving a guest nor caches. Under the wall clock all contestants take turns in one
 //! run, and only ratios mean anything. Neither shows true exit latency nor what page sizes do to bandwidth.
 
+mod census;
 mod inside;
 mod kernel;
 mod level1;
@@ -46,6 +47,8 @@ enum Group {
     PoisonTrap,
     /// 100 000 lines that are poisoned by request
     PoisonAdd,
+    /// Who maps a memory device: page tables of 200 processes, on this host itself
+    Census,
     /// All rows about poison: pmem-armed, clean-access, fault-latency, poison-trap, poison-add
     Poison,
 }
@@ -111,6 +114,12 @@ fn run(arguments: &Arguments) -> Result<()> {
     let only = arguments.clock.or((arguments.groups == [Group::Poison]).then_some(ClockName::Wall));
     if groups.remove(&Group::Poison) {
         groups.extend(POISON);
+    }
+    if groups.remove(&Group::Census) {
+        print!("{}", census::measure()?);
+        if groups.is_empty() {
+            return Ok(());
+        }
     }
     let dir = tempfile::tempdir().context("Cannot make a directory")?;
     let stage = stage::Stage::prepare(dir.path(), &arguments.aconite, &arguments.guest)?;

@@ -34,7 +34,7 @@ const ERRORS: [&str; 11] = [
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 5] = ["removal::", "repurposed::", "kmem::", "cycles::", "mapped::"];
+const REMOVAL: [&str; 6] = ["removal::", "repurposed::", "kmem::", "cycles::", "defects::", "mapped::"];
 
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.
