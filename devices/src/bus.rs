@@ -11,6 +11,7 @@ use aconite_acpi::platform::unit::OsStatus;
 use thiserror::Error;
 
 use crate::einj::Injection;
+use crate::pci::SlotChange;
 
 /// Names one device of a machine for as long as the machine lives. Handed out by the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +34,13 @@ pub enum Effect {
         device: DeviceId,
         /// Index of the queue within the device.
         queue: u16,
+    },
+    /// The guest has changed something of a hot-plug slot.
+    Slot {
+        /// The port.
+        port: DeviceId,
+        /// What.
+        change: SlotChange,
     },
     /// Firmware has something to tell the guest.
     Notify(FirmwareEvent),

@@ -428,6 +428,10 @@ impl Machine {
                 tracing::warn!(?device, queue, "a queue of no device was notified");
                 None
             }
+            Effect::Slot { port, change } => {
+                tracing::warn!(?port, ?change, "a slot of no port was changed");
+                None
+            }
             Effect::Notify(event) => {
                 self.built.memory.announce(&self.built.platform, event);
                 None

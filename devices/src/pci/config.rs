@@ -1,4 +1,4 @@
-//! Type 0 configuration space: bytes, and a mask for each byte that says which bits a guest may change.
+//! Configuration space: bytes, and a mask for each byte that says which bits a guest may change.
 //!
 //! Everything a guest can do to a header follows from the masks. BAR sizing needs no state of its own: the address
 //! bits below the size are not writable, so writing ones reads back the size (PCI Local Bus Specification 3.0,
@@ -6,7 +6,7 @@
 
 use thiserror::Error;
 
-use super::{BarRange, Decode};
+use super::{BarRange, BridgeDecode, Decode};
 
 /// Bytes of one function's configuration space.
 pub(super) const CONFIG_SIZE: usize = 4096;
@@ -16,11 +16,30 @@ const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
 const CLASS_REVISION: usize = 0x08;
 const CACHE_LINE: usize = 0x0c;
+const HEADER_TYPE: usize = 0x0e;
 const BAR0: usize = 0x10;
 const SUBSYSTEM: usize = 0x2c;
 const CAPABILITY_POINTER: usize = 0x34;
 const INTERRUPT_LINE: usize = 0x3c;
 const FIRST_CAPABILITY: usize = 0x40;
+
+/// Registers of a type 1 header (PCI-to-PCI Bridge Architecture Specification 1.2, section 3.2).
+const SECONDARY_BUS: usize = 0x19;
+const SUBORDINATE_BUS: usize = 0x1a;
+const SECONDARY_STATUS: usize = 0x1e;
+const MEMORY_WINDOW: usize = 0x20;
+const PREFETCHABLE_WINDOW: usize = 0x24;
+const PREFETCHABLE_BASE_UPPER: usize = 0x28;
+const PREFETCHABLE_LIMIT_UPPER: usize = 0x2c;
+/// Bridge Control of a type 1 header.
+pub(super) const BRIDGE_CONTROL: usize = 0x3e;
+/// Bridge Control: the secondary bus is held in reset.
+pub(super) const SECONDARY_BUS_RESET: u16 = 1 << 6;
+/// What a guest may change of Bridge Control: parity, SERR#, reset of the secondary bus.
+const BRIDGE_CONTROL_WRITABLE: u16 = SECONDARY_BUS_RESET | 0b11;
+/// Address bits of the base and limit registers of memory windows; windows are multiples of 1 MiB.
+const WINDOW_BITS: u16 = 0xfff0;
+const WINDOW_GRAIN: u64 = 1 << 20;
 const CAPABILITY_END: usize = 0x100;
 
 const COMMAND_MEMORY: u16 = 1 << 1;
@@ -94,7 +113,7 @@ struct Bar {
     size: u64,
 }
 
-/// Configuration space of a type 0 function.
+/// Configuration space of one function, type 0 or 1.
 #[derive(Clone, Debug)]
 pub struct ConfigSpace {
     bytes: Vec<u8>,
@@ -108,6 +127,32 @@ pub struct ConfigSpace {
 impl ConfigSpace {
     /// A function without BARs and capabilities, decoding nothing.
     pub fn new(identity: Identity) -> Self {
+        let mut space = Self::common(identity);
+        space.set(SUBSYSTEM, &identity.subsystem_vendor.to_le_bytes());
+        space.set(SUBSYSTEM + 2, &identity.subsystem.to_le_bytes());
+        space
+    }
+
+    /// A bridge with its windows shut, as firmware leaves one behind which there is nothing. It has no I/O window, and
+    /// no subsystem, which a type 1 header has no place for.
+    pub fn bridge(identity: Identity) -> Self {
+        let mut space = Self::common(identity);
+        space.set(HEADER_TYPE, &[1]);
+        space.allow(SECONDARY_BUS - 1, &[0xff; 3]);
+        space.write_one_to_clear[SECONDARY_STATUS..SECONDARY_STATUS + 2]
+            .copy_from_slice(&STATUS_WRITE_ONE_TO_CLEAR.to_le_bytes());
+        for (window, kind) in [(MEMORY_WINDOW, 0), (PREFETCHABLE_WINDOW, 1)] {
+            space.set(window, &(WINDOW_BITS | kind).to_le_bytes());
+            space.set(window + 2, &u16::to_le_bytes(kind));
+            space.allow(window, &WINDOW_BITS.to_le_bytes());
+            space.allow(window + 2, &WINDOW_BITS.to_le_bytes());
+        }
+        space.allow(PREFETCHABLE_BASE_UPPER, &[0xff; 8]);
+        space.allow(BRIDGE_CONTROL, &BRIDGE_CONTROL_WRITABLE.to_le_bytes());
+        space
+    }
+
+    fn common(identity: Identity) -> Self {
         let mut space = Self {
             bytes: vec![0; CONFIG_SIZE],
             writable: vec![0; CONFIG_SIZE],
@@ -119,8 +164,6 @@ impl ConfigSpace {
         space.set(VENDOR, &identity.vendor.to_le_bytes());
         space.set(VENDOR + 2, &identity.device.to_le_bytes());
         space.set(CLASS_REVISION, &(identity.class << 8 | u32::from(identity.revision)).to_le_bytes());
-        space.set(SUBSYSTEM, &identity.subsystem_vendor.to_le_bytes());
-        space.set(SUBSYSTEM + 2, &identity.subsystem.to_le_bytes());
         space.allow(COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         space.allow(CACHE_LINE, &[0xff]);
         space.allow(INTERRUPT_LINE, &[0xff]);
@@ -227,6 +270,34 @@ impl ConfigSpace {
             }
         }
         decode
+    }
+
+    /// What a bridge forwards: its buses always, memory only while memory decoding is on.
+    pub fn forwarded(&self) -> BridgeDecode {
+        let mut bridge = BridgeDecode {
+            secondary: self.bytes[SECONDARY_BUS],
+            subordinate: self.bytes[SUBORDINATE_BUS],
+            windows: Vec::new(),
+        };
+        if self.u16(COMMAND) & COMMAND_MEMORY != 0 {
+            let low = |at: usize| u64::from(self.u16(at) & WINDOW_BITS) << 16;
+            let high = |at: usize| u64::from(self.u32(at)) << 32;
+            let base = PREFETCHABLE_WINDOW;
+            let windows = [
+                (low(MEMORY_WINDOW), low(MEMORY_WINDOW + 2)),
+                (low(base) | high(PREFETCHABLE_BASE_UPPER), low(base + 2) | high(PREFETCHABLE_LIMIT_UPPER)),
+            ];
+            let open = windows.into_iter().filter(|(first, last)| first <= last);
+            bridge.windows.extend(open.map(|(first, last)| (first, last | (WINDOW_GRAIN - 1))));
+        }
+        bridge
+    }
+
+    /// Makes bits that a guest clears by writing ones to them.
+    pub(super) fn clears(&mut self, offset: usize, mask: &[u8]) {
+        for (byte, value) in self.write_one_to_clear.iter_mut().skip(offset).zip(mask) {
+            *byte = *value;
+        }
     }
 
     fn allow(&mut self, offset: usize, mask: &[u8]) {

@@ -8,9 +8,6 @@ use crate::bus::{BusDevice, Effects, lock};
 /// Bytes of the configuration window that one bus takes.
 pub const ECAM_BUS_SIZE: u64 = 1 << 20;
 
-/// End of the part of the header that decides where a function answers.
-const DECODE_END: u16 = 0x40;
-
 /// The enhanced configuration window (PCI Express Base Specification 6.0, section 7.2.2): bits 27:20 of the offset
 /// are the bus, 19:12 device and function, 11:0 the register. A function that does not exist reads as ones.
 pub struct Ecam {
@@ -45,13 +42,9 @@ impl BusDevice for Ecam {
     fn write(&mut self, offset: u64, data: &[u8], effects: &mut Effects) {
         let Some((bus, devfn, register)) = Self::target(offset, data.len()) else { return };
         let Some(found) = self.root.find(bus, devfn) else { return };
-        let mut function = lock(&*found.function);
-        function.config_write(register, data, effects);
-        if register < DECODE_END {
-            let decode = function.decode();
-            drop(function);
-            self.root.update(found.id, decode);
-        }
+        lock(&*found.function).config_write(register, data, effects);
+        // A capability can change the answer too: a port whose slot has lost its power forwards nothing.
+        self.root.refresh(found.id);
     }
 }
 

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::super::{
     BarKind, BarRange, BarWindows, BridgeDecode, ConfigSpace, Decode, HostBridge, Identity, PciError,
-    PciFunction, assign_bars,
+    PciFunction, RootPort, SlotChange, SlotKind, assign_bars,
 };
 use super::*;
 use crate::bus::{Bus, DeviceId, Effect};
@@ -57,6 +57,8 @@ impl PciFunction for Endpoint {
     fn bar_write(&mut self, _bar: u8, _offset: u64, _data: &[u8], effects: &mut Effects) {
         effects.push(Effect::Reset);
     }
+
+    fn reset(&mut self) {}
 }
 
 /// A bridge with byte 0x19 and 0x1a as bus numbers, forwarding one fixed window.
@@ -95,6 +97,8 @@ impl PciFunction for Bridge {
     }
 
     fn bar_write(&mut self, _bar: u8, _offset: u64, _data: &[u8], _effects: &mut Effects) {}
+
+    fn reset(&mut self) {}
 }
 
 struct Machine {
@@ -286,4 +290,49 @@ proptest! {
             prop_assert_eq!(machine.get(0, DevFn::new(device, 0), 0x2c), 0x1100_1af4);
         }
     }
+}
+
+#[test]
+fn a_slot_without_power_shows_nothing_and_its_card_starts_anew() {
+    const PORT: DeviceId = DeviceId(20);
+    const CARD: DeviceId = DeviceId(21);
+    let root = PciRoot::new();
+    let sink = Arc::new(crate::irq::testing::RecordingSink::default());
+    let mut port = RootPort::new(PORT, SlotKind::Button, 1, sink).unwrap();
+    port.occupy_at_start();
+    root.insert(None, DevFn::new(2, 0), PORT, Arc::new(Mutex::new(port))).unwrap();
+    let wiring = crate::virtio::Wiring {
+        id: CARD,
+        dma: crate::dma::testing::dma(&[(0, 0x1000)]).0,
+        msi: Arc::new(crate::irq::testing::RecordingSink::default()),
+        express: Some(super::super::PortType::Endpoint),
+    };
+    let console = crate::virtio::console::Console::new(["port"]);
+    let card = Arc::new(Mutex::new(crate::virtio::VirtioPci::new(console, wiring).unwrap()));
+    root.insert(Some(PORT), DevFn::new(0, 0), CARD, card).unwrap();
+
+    let mut ecam = Ecam::new(root.clone());
+    let mut effects = Effects::new();
+    let at_port = |register: u64| 2 << 15 | register;
+    let at_card = |register: u64| ECAM_BUS_SIZE | register;
+    let read = |ecam: &mut Ecam, offset| {
+        let mut data = [0; 4];
+        ecam.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    ecam.write(at_port(0x18), &[0, 1, 1], &mut effects);
+    assert_eq!(read(&mut ecam, at_card(0)), 0x1043_1af4);
+    ecam.write(at_card(4), &[6, 0], &mut effects);
+    ecam.write(at_card(0x10), &0xd000_0000u32.to_le_bytes(), &mut effects);
+    assert_eq!((read(&mut ecam, at_card(4)) & 0xffff, read(&mut ecam, at_card(0x10)) >> 4), (6, 0xd00_0000));
+
+    let control = at_port(0x40 + 0x18);
+    let on = read(&mut ecam, control) as u16;
+    ecam.write(control, &(on | 1 << 10).to_le_bytes(), &mut effects);
+    assert_eq!(read(&mut ecam, at_card(0)), u32::MAX, "no power, no configuration space");
+    let off = Effect::Slot { port: PORT, change: SlotChange::PowerOff };
+    assert!(effects.as_slice().contains(&off));
+    ecam.write(control, &on.to_le_bytes(), &mut effects);
+    assert_eq!(read(&mut ecam, at_card(0)), 0x1043_1af4);
+    assert_eq!((read(&mut ecam, at_card(4)) & 0xffff, read(&mut ecam, at_card(0x10)) >> 4), (0, 0));
 }

@@ -51,4 +51,8 @@ impl PciFunction for HostBridge {
     }
 
     fn bar_write(&mut self, _bar: u8, _offset: u64, _data: &[u8], _effects: &mut Effects) {}
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
 }

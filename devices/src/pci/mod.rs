@@ -18,8 +18,10 @@ mod ecam;
 mod express;
 mod firmware;
 mod host_bridge;
+mod msi;
 mod msix;
 mod root;
+mod root_port;
 
 use std::sync::{Arc, Mutex};
 
@@ -32,8 +34,10 @@ pub use ecam::{ECAM_BUS_SIZE, Ecam, PciWindow};
 pub use express::{PortType, add_express_capability};
 pub use firmware::{BarWindows, assign_bars};
 pub use host_bridge::HostBridge;
+pub use msi::Msi;
 pub use msix::{MSIX_ENTRY_SIZE, Msix, NO_VECTOR};
 pub use root::PciRoot;
+pub use root_port::{Indicator, RootPort, SlotChange, SlotKind};
 
 /// Device and function number: bits 7:3 device, bits 2:0 function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -117,6 +121,16 @@ pub trait PciFunction: Send {
 
     /// Writes memory behind `bar` at `offset` from its start.
     fn bar_write(&mut self, bar: u8, offset: u64, data: &[u8], effects: &mut Effects);
+
+    /// The link to the function was lost, or the bridge above has reset its bus: everything is as after power on (PCI
+    /// Express Base Specification 6.0, section 6.6.1).
+    fn reset(&mut self);
+
+    /// Whether this bridge has reset what is behind it since the last question. The root asks after each write to
+    /// configuration space, and whenever it is told to [`PciRoot::refresh`].
+    fn take_reset_behind(&mut self) -> bool {
+        false
+    }
 }
 
 /// A function that the root and its owner share.

@@ -20,6 +20,12 @@ const ENTRY_CONTROL: usize = 12;
 /// Bits a guest may write in an entry: the address is a multiple of 4, only the mask bit of the control exists.
 const ENTRY_WRITABLE: [u8; 16] =
     [0xfc, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, ENTRY_MASKED, 0, 0, 0];
+/// An entry after power on: no address, masked.
+const FRESH_ENTRY: [u8; MSIX_ENTRY_SIZE as usize] = {
+    let mut entry = [0; MSIX_ENTRY_SIZE as usize];
+    entry[ENTRY_CONTROL] = ENTRY_MASKED;
+    entry
+};
 
 /// The MSI-X state of one function.
 pub struct Msix {
@@ -52,10 +58,8 @@ impl Msix {
         body[6..].copy_from_slice(&(pending | u32::from(bar)).to_le_bytes());
         let writable = (CONTROL_ENABLE | CONTROL_MASK_ALL).to_le_bytes();
         let capability = space.add_capability(ID, &body, &writable)?;
-        let mut entry = [0; MSIX_ENTRY_SIZE as usize];
-        entry[ENTRY_CONTROL] = ENTRY_MASKED;
         Ok(Self {
-            table: vec![entry; usize::from(vectors)],
+            table: vec![FRESH_ENTRY; usize::from(vectors)],
             pending: vec![false; usize::from(vectors)],
             capability,
             enabled: false,
@@ -67,6 +71,14 @@ impl Msix {
     /// Number of vectors.
     pub fn vectors(&self) -> u16 {
         self.table.len() as u16
+    }
+
+    /// Everything as after power on: off, every vector masked, nothing pending.
+    pub fn reset(&mut self) {
+        self.table.fill(FRESH_ENTRY);
+        self.pending.fill(false);
+        self.enabled = false;
+        self.all_masked = false;
     }
 
     /// Takes over the control register after a write to configuration space; messages that this unmasks go out.

@@ -99,14 +99,43 @@ impl PciRoot {
         removed
     }
 
-    /// Asks the function `id` again where it answers. The root does so itself after configuration writes; a
-    /// device that resets itself asks for it.
+    /// Asks the function `id` again where it answers, and resets everything behind it if it says so. The root does so
+    /// itself after configuration writes; whoever else changes a function (presses a port's button, pulls its card)
+    /// asks for it.
     pub fn refresh(&self, id: DeviceId) {
-        let function = self.read().nodes.iter().find(|node| node.id == id).map(|node| node.function.clone());
-        if let Some(function) = function {
-            let decode = lock(&*function).decode();
-            self.update(id, decode);
+        let Some(function) = self.function(id) else { return };
+        let (decode, reset) = {
+            let mut function = lock(&*function);
+            (function.decode(), function.take_reset_behind())
+        };
+        self.update(id, decode);
+        if reset {
+            for (id, function) in self.behind(id) {
+                let decode = {
+                    let mut function = lock(&*function);
+                    function.reset();
+                    // A bridge's own reset says no more than the one that led to it.
+                    function.take_reset_behind();
+                    function.decode()
+                };
+                self.update(id, decode);
+            }
         }
+    }
+
+    /// Everything behind the bridge `id`, the nearest first.
+    fn behind(&self, id: DeviceId) -> Vec<(DeviceId, SharedFunction)> {
+        let tree = self.read();
+        let mut found: Vec<(DeviceId, SharedFunction)> = Vec::new();
+        let mut bridges = vec![id];
+        while let Some(bridge) = bridges.pop() {
+            let below = tree.nodes.iter().filter(|node| node.parent == Some(bridge));
+            for node in below {
+                found.push((node.id, node.function.clone()));
+                bridges.push(node.id);
+            }
+        }
+        found
     }
 
     /// The functions of the hierarchy: id, the port they are behind, slot.
@@ -156,7 +185,7 @@ impl PciRoot {
         })
     }
 
-    pub(super) fn update(&self, id: DeviceId, decode: Decode) {
+    fn update(&self, id: DeviceId, decode: Decode) {
         let mut tree = self.write();
         if let Some(node) = tree.nodes.iter_mut().find(|node| node.id == id)
             && node.decode != decode

@@ -98,6 +98,8 @@ pub struct VirtioPci<D> {
     id: DeviceId,
     dma: Dma,
     config: ConfigSpace,
+    /// Configuration space as after power on.
+    fresh: ConfigSpace,
     msix: Msix,
     common: Common,
     isr: u8,
@@ -128,6 +130,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             device,
             id: wiring.id,
             dma: wiring.dma,
+            fresh: config.clone(),
             config,
             msix,
             common,
@@ -255,17 +258,20 @@ impl<D: VirtioDevice> VirtioPci<D> {
         let dma = &self.dma;
         match self.common.write(offset, data, || dma.view()) {
             Outcome::Done => {}
-            Outcome::Reset => {
-                self.common.reset();
-                self.device.reset();
-                self.isr = 0;
-            }
+            Outcome::Reset => self.reset_device(),
             Outcome::Activate => {
                 self.device.activate(self.common.features);
                 self.notify_all(effects);
             }
             Outcome::Broken => self.needs_reset(),
         }
+    }
+
+    /// Back to the state before any driver.
+    fn reset_device(&mut self) {
+        self.common.reset();
+        self.device.reset();
+        self.isr = 0;
     }
 
     /// Looks into every queue: a driver may have filled them before the device could run, without notifying
@@ -376,6 +382,12 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             NOTIFY_PAGE => self.notify(at, effects),
             _ => {}
         }
+    }
+
+    fn reset(&mut self) {
+        self.reset_device();
+        self.config = self.fresh.clone();
+        self.msix.reset();
     }
 }
 
