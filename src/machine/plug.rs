@@ -228,13 +228,20 @@ impl MemoryDevices {
         checked: CheckedPmem,
     ) -> Result<Operation, Error> {
         let size = checked.size.bytes();
-        let unit = self.place(pmem, size)?;
-        if let Some(taken) = self.devices.iter().find(|d| d.id == pmem.id && d.unit != unit) {
-            return Err(Error::new(
+        let named = self.devices.iter().find(|d| d.id == pmem.id);
+        let in_use = |device: &Device| {
+            Error::new(
                 ErrorCode::IdInUse,
-                format!("The id {:?} is that of a {} device", pmem.id, state_name(taken.state)),
+                format!("The id {:?} is that of a {} device", pmem.id, state_name(device.state)),
                 "choose another id",
-            ));
+            )
+        };
+        if let Some(device) = named.filter(|d| d.state != MemoryState::Departed) {
+            return Err(in_use(device));
+        }
+        let unit = self.place(pmem, size)?;
+        if let Some(device) = named.filter(|d| d.unit != unit) {
+            return Err(in_use(device));
         }
         // A driver that the agent has unbound comes back by the agent only.
         let unbound = self.devices.iter().any(|d| d.unit == unit && d.left_by == Some(Channel::Agent));
