@@ -147,6 +147,9 @@ fn set_up(nested_host: bool) -> Result<Server, String> {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let nested_host = nested_host || command_line.split_whitespace().any(|word| word == ROLE_HOST);
     sys::raise_file_limit();
+    if nested_host {
+        notes.extend(nested_root::settle_clock().err());
+    }
     notes.extend(boot::load_modules());
     let mut kvm = false;
     if nested_host {

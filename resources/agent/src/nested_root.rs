@@ -4,6 +4,8 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aconite_agent::config::{self, ROOT_OPTIONS, ROOT_TAG, SHARES_FILE};
 use aconite_agent::protocol::Share;
@@ -60,6 +62,25 @@ fn move_into() -> std::io::Result<()> {
     sys::mount(".", Path::new("/"), None, libc::MS_MOVE, "")?;
     std::os::unix::fs::chroot(".")?;
     std::env::set_current_dir("/")
+}
+
+/// Waits until the kernel has measured its TSC for the second time and trusts it (`tsc_refine_calibration_work` in
+/// arch/x86/kernel/tsc.c), some three seconds after its start. Before KVM is loaded: it takes over the rate that it
+/// finds, and guests that started while the kernel's clock changed have hung in their own clocks' checks.
+pub fn settle_clock() -> Result<(), String> {
+    const CLOCK: &str = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    const LIMIT: Duration = Duration::from_secs(10);
+    let start = Instant::now();
+    loop {
+        let clock = fs::read_to_string(CLOCK).unwrap_or_default();
+        if clock.trim() == "tsc" {
+            return Ok(());
+        }
+        if start.elapsed() > LIMIT {
+            return Err(format!("The clock is {:?} and not the TSC", clock.trim()));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// `/dev/kvm` is there and can be opened; a note if not.
