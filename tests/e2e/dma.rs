@@ -9,7 +9,7 @@ const MAILBOX: &str = "0x180000";
 
 #[test]
 fn a_firmware_call_through_poison_fails_and_is_told() {
-    let mut guest = Run::new().size(1, "512M").pmem("size=512M,id=p0").shell();
+    let mut guest = Run::new().size(1, "512M").pmem("size=512M,id=p0").tools(&["ndctl"]).shell();
     guest.until_ok("test -b /dev/pmem0", PMEM);
     guest.scrubbed();
     let scrub = "echo 1 > /sys/bus/nd/devices/ndbus0/nfit/scrub";
@@ -28,7 +28,9 @@ fn a_firmware_call_through_poison_fails_and_is_told() {
 
     guest.ctl(&["poison", "clear", "ram", &format!("{MAILBOX}+64")]);
     let before = guest.last_event();
-    guest.until_ok(scrub, PMEM);
+    // Not another scrub: a region whose scrub could not be started gets none any more (`ARS_FAILED` in
+    // drivers/acpi/nfit/core.c).
+    guest.ok("ndctl list -DH | grep health_state");
     assert!(guest.events_named(before, "dma_poisoned").is_empty());
     guest.finish("exit 0");
 }

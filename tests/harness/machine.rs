@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a boot may take, with the start of the software KVM host before it and other guests beside it.
 pub const BOOT: Duration = Duration::from_secs(180);
@@ -291,6 +291,26 @@ impl Machine {
         wait_for("the event agent_ready", BOOT, || {
             self.events(0).into_iter().find(|event| event["event"] == "agent_ready")
         });
+    }
+
+    /// How the guest ended, if that was in the software KVM host, without a word of the kernel's, and before its agent
+    /// answered; waits until it does.
+    pub fn astray_in_boot(&self) -> Option<String> {
+        let end = Instant::now() + BOOT;
+        while Instant::now() < end {
+            if self.events(0).iter().any(|event| event["event"] == "agent_ready") {
+                return None;
+            }
+            if let Some(result) = self.record().result() {
+                let lost = result["cause"] == "no_agent" || result["cause"] == "triple_fault";
+                let nested = self.stderr().contains("running in the software KVM host");
+                let silent = !self.record().console().contains("Kernel panic");
+                let told = || format!("{}, {}", result["cause"], result["vcpus"]);
+                return (lost && nested && silent).then(told);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        None
     }
 
     /// All events with this name after number `since`.
