@@ -1,4 +1,5 @@
 use aconite_acpi::layout::{MAILBOX_BASE, MAX_UNITS, mailbox_base};
+use aconite_acpi::platform::EventTarget;
 use aconite_acpi::platform::mailbox::{INPUT_MAX, OUTPUT_MAX, RESULT, RESULT_UNSUPPORTED};
 use proptest::prelude::*;
 
@@ -54,9 +55,14 @@ impl Machine {
         self.dma.write(mailbox_base(SLOT) + RESULT, &[0xEE; 16]).unwrap();
     }
 
-    /// Rings the doorbell, and reads result and output.
+    /// Rings the doorbell, which does nothing else, and reads result and output.
     fn ring(&mut self, code: u32) -> (u32, Vec<u8>) {
         assert_eq!(self.write(REGISTERS + DOORBELL, &code.to_le_bytes()), []);
+        self.reply()
+    }
+
+    /// Result and output.
+    fn reply(&self) -> (u32, Vec<u8>) {
         let mut head = [0; 8];
         self.dma.read(mailbox_base(SLOT) + RESULT, &mut head).unwrap();
         let (result, length) = head.split_at(4);
@@ -332,8 +338,13 @@ proptest! {
                 machine.table.remove(SLOT);
             }
             machine.request(code, uuid, revision, function, &input);
-            let (result, output) = machine.ring(code);
+            let effects = machine.write(REGISTERS + DOORBELL, &code.to_le_bytes());
+            let (result, output) = machine.reply();
             let ours = code == 1 && uuid == UUID && revision == 1;
+            // An injected error may be told of (NVDIMM DSM interface 1.8, "ARS Error Inject", option bit 0).
+            const INJECT: u32 = 7;
+            let told = Effect::Notify(FirmwareEvent { target: EventTarget::Root(SLOT), code: 0x81 });
+            prop_assert!(effects.is_empty() || effects == [told] && ours && function == INJECT, "{:?}", effects);
             let answered = ours || (3..=6).contains(&code);
             prop_assert_eq!(result, if answered { 0 } else { RESULT_UNSUPPORTED });
             if ours && function != 0 {
