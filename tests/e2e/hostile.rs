@@ -10,7 +10,7 @@ const SECONDS: u64 = 8;
 fn survives(seed: u64) {
     let run = Run::new().size(2, "1G").pmem("size=256M,id=p0").args(["--append", "iomem=relaxed"]);
     let command = ["aconite-agent", "workload", "garbage", &seed.to_string(), &SECONDS.to_string()];
-    let machine = run.start(&command);
+    let machine = run.booted(&command);
     machine.booted();
     let runs = || machine.record().result().is_none();
     std::thread::sleep(Duration::from_secs(SECONDS / 2));

@@ -32,6 +32,8 @@ pub struct Machine {
     record: Option<Record>,
     commands: u32,
     ended: bool,
+    /// A machine that was lost in its boot: files of this one may be in its directory.
+    lost: Option<Box<Machine>>,
 }
 
 /// What a command in the guest came to.
@@ -54,7 +56,13 @@ impl Machine {
         let stdout = Collected::start(child.stdout.take().expect("a pipe"));
         let stderr = Collected::start(child.stderr.take().expect("a pipe"));
         let stdin = child.stdin.take();
-        Self { child, stdin, stdout, stderr, record: Some(record), commands: 0, ended: false }
+        Self { child, stdin, stdout, stderr, record: Some(record), commands: 0, ended: false, lost: None }
+    }
+
+    /// This machine takes the place of one that was lost in its boot.
+    pub(crate) fn instead_of(mut self, lost: Machine) -> Self {
+        self.lost = Some(Box::new(lost));
+        self
     }
 
     /// The directories of the run.
@@ -293,20 +301,16 @@ impl Machine {
         });
     }
 
-    /// How the guest ended, if that was in the software KVM host, without a word of the kernel's, and before its agent
-    /// answered; waits until it does.
+    /// Waits until the guest's agent answers or the machine ends: how it ended, if the guest was led astray
+    /// ([`Record::astray_in_boot`]).
     pub fn astray_in_boot(&self) -> Option<String> {
         let end = Instant::now() + BOOT;
         while Instant::now() < end {
             if self.events(0).iter().any(|event| event["event"] == "agent_ready") {
                 return None;
             }
-            if let Some(result) = self.record().result() {
-                let lost = result["cause"] == "no_agent" || result["cause"] == "triple_fault";
-                let nested = self.stderr().contains("running in the software KVM host");
-                let silent = !self.record().console().contains("Kernel panic");
-                let told = || format!("{}, {}", result["cause"], result["vcpus"]);
-                return (lost && nested && silent).then(told);
+            if self.record().result().is_some() {
+                return self.record().astray_in_boot(&self.stderr());
             }
             thread::sleep(Duration::from_millis(100));
         }

@@ -59,6 +59,17 @@ impl Record {
             .collect()
     }
 
+    /// How the guest ended, if that was in the software KVM host, before its agent answered, and without a word of the
+    /// kernel's; `stderr` is the program's.
+    pub fn astray_in_boot(&self, stderr: &str) -> Option<String> {
+        let result = self.result()?;
+        let lost = result["cause"] == "no_agent" || result["cause"] == "triple_fault";
+        let early = !self.events().iter().any(|event| event["event"] == "agent_ready");
+        let nested = stderr.contains("running in the software KVM host");
+        let silent = !self.console().contains("Kernel panic");
+        (lost && early && nested && silent).then(|| format!("{}, {}", result["cause"], result["vcpus"]))
+    }
+
     /// `result.json`, if it is there.
     pub fn result(&self) -> Option<Value> {
         let text = fs::read(self.run_dir().join("result.json")).ok()?;

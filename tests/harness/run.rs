@@ -87,33 +87,58 @@ impl Run {
         Machine::start(program, self.record)
     }
 
-    /// Runs a command to the end of the machine.
+    /// Runs a command to the end of the machine. A guest that is led astray in its boot is started once more
+    /// ([`Self::booted`]).
     ///
     /// # Panics
     /// It does not end.
     pub fn output(self, command: &[&str]) -> Ended {
+        let again = self.again();
+        let ended = self.output_once(command);
+        match ended.record.astray_in_boot(&ended.stderr) {
+            Some(end) => {
+                note_lost_boot(&end);
+                again.output_once(command)
+            }
+            None => ended,
+        }
+    }
+
+    fn output_once(self, command: &[&str]) -> Ended {
         let mut machine = self.start(command);
         machine.close_input();
         machine.wait(WHOLE_RUN)
     }
 
-    /// Boots a guest with a shell, and waits until the shell answers.
+    /// Boots a guest for a command, and waits until its agent answers or the machine ends.
     ///
     /// A guest that the emulated processor of the software KVM host has led astray in its boot, before anything was
     /// done to it, is started once more (resources/outcomes.md, "Open"), and a line in `target/errors/boots.txt` says so.
+    pub fn booted(self, command: &[&str]) -> Machine {
+        let again = self.again();
+        let machine = self.start(command);
+        match machine.astray_in_boot() {
+            Some(end) => {
+                note_lost_boot(&end);
+                again.start(command).instead_of(machine)
+            }
+            None => machine,
+        }
+    }
+
+    /// Boots a guest with a shell, and waits until the shell answers.
     ///
     /// # Panics
     /// It does not.
     pub fn shell(self) -> Machine {
-        let again =
-            Self { record: Record::new(), kernel: self.kernel.clone(), arguments: self.arguments.clone() };
-        let mut machine = self.start(&["sh"]);
-        if let Some(end) = machine.astray_in_boot() {
-            note_lost_boot(&end);
-            machine = again.start(&["sh"]);
-        }
+        let mut machine = self.booted(&["sh"]);
         machine.wait_for_shell();
         machine
+    }
+
+    /// The same run with a record of its own.
+    fn again(&self) -> Self {
+        Self { record: Record::new(), kernel: self.kernel.clone(), arguments: self.arguments.clone() }
     }
 }
 
