@@ -37,8 +37,6 @@ impl Apt {
     pub fn new(dir: &Path, suite: &str) -> Result<Self> {
         let site = archive_address()?;
         let dir = dir.join(suite);
-        // Backports come beside the release that they are for.
-        let base = suite.strip_suffix("-backports").map_or(String::new(), |release| format!(" {release}"));
         for sub in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(sub))
                 .with_context(|| format!("Cannot create {}", dir.join(sub).display()))?;
@@ -50,7 +48,7 @@ impl Apt {
         write(
             &dir.join("list.sources"),
             &format!(
-                "Types: deb\nURIs: {site}\nSuites: {suite}{base}\nComponents: main\nTargets: Packages\n{keyring}"
+                "Types: deb\nURIs: {site}\nSuites: {suite}\nComponents: main\nTargets: Packages\n{keyring}"
             ),
         )?;
         let d = dir.display();
@@ -100,7 +98,7 @@ impl Apt {
     pub fn closure(&self, packages: &[&str]) -> Result<Vec<Download>> {
         let output = run(self
             .command()
-            .args(["-q", "install", "-y", "--no-install-recommends", "--print-uris", "-t", &self.suite])
+            .args(["-q", "install", "-y", "--no-install-recommends", "--print-uris"])
             .args(packages))?;
         ensure!(
             output.status.success(),

@@ -70,7 +70,7 @@ pub const CATALOG: &[Entry] = &[
     },
     Entry {
         name: "qemu",
-        suite: "trixie-backports",
+        suite: "trixie",
         purpose: "the emulator under the software KVM host, and the peer in benchmarks",
         default: true,
         kind: Kind::Root { packages: &["qemu-system-x86"], programs: &["qemu-system-x86_64"] },
