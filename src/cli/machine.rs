@@ -49,7 +49,7 @@ pub struct MachineArgs {
                 [,full_line_store=keep|clear]"
     )]
     pub pmem: Vec<String>,
-    /// What may arrive while the machine runs: nfit=N,size=SIZE
+    /// What may arrive while the machine runs: nfit=N,pcie=N,button=on|off,size=SIZE
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub slots: Vec<String>,
     /// Answer API requests on this Unix socket

@@ -85,8 +85,8 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         ("--slots nfit=1,size=1K", "Wrong --slots size=1K: a slot's size is a multiple of 2M; give size=2M"),
         (
-            "--slots pcie=4",
-            "Wrong --slots pcie=4: this is not implemented in this version; leave it out, or declare nfit=N",
+            "--slots pcie=31",
+            "Wrong --slots pcie=31 with 0 devices behind ports: a machine has at most 30 PCI Express ports; give --slots pcie=30 or fewer devices",
         ),
         (
             "--pmem 1G",

@@ -34,7 +34,7 @@ pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};
 pub use self::keyvalue::KeyValues;
 pub use self::pmem::{Channel, Place, Pmem, PmemKeys, PmemSource, Via};
-pub use self::validate::{MAX_CPUS, MAX_UNITS, validate_insert};
+pub use self::validate::{MAX_CPUS, MAX_PORTS, MAX_UNITS, validate_insert};
 use crate::units::{GIB, Size, TimeSpan};
 
 /// Everything that is needed to build a machine.
@@ -139,20 +139,25 @@ pub enum HostChoice {
 pub struct Slots {
     /// Free NFIT units, besides those of the devices that are there from the start.
     pub nfit: u32,
+    /// Free PCI Express ports with a slot, besides those of the devices that are there from the start.
+    pub pcie: u32,
+    /// Whether the slots of PCI Express ports have an attention button, indicators and a power controller. Without them
+    /// a device can only be pulled.
+    pub button: bool,
     /// The largest device that fits into a free slot.
     pub size: Size,
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { nfit: 0, size: Size(4 * GIB) }
+        Self { nfit: 0, pcie: 0, button: true, size: Size(4 * GIB) }
     }
 }
 
 impl Slots {
-    const KEYS: [&str; 2] = ["nfit", "size"];
+    const KEYS: [&str; 4] = ["nfit", "pcie", "button", "size"];
 
-    /// Puts the value of `--slots nfit=N,size=SIZE` over these settings.
+    /// Puts the value of `--slots nfit=N,pcie=N,button=on|off,size=SIZE` over these settings.
     ///
     /// # Errors
     /// Names the key, its value and what would be right.
@@ -165,15 +170,18 @@ impl Slots {
         })? {
             self.nfit = units;
         }
+        if let Some(ports) = list.take::<u32>("pcie").map_err(|error| ConfigError {
+            problem: "a number of ports was expected".to_owned(),
+            remedy: format!("give pcie=4 or another number up to {MAX_PORTS}"),
+            ..error
+        })? {
+            self.pcie = ports;
+        }
+        if let Some(button) = list.take_switch("button")? {
+            self.button = button;
+        }
         if let Some(size) = list.take("size")? {
             self.size = size;
-        }
-        if let Some(ports) = list.take_text("pcie") {
-            return Err(ConfigError::not_implemented(
-                option,
-                format_args!("pcie={ports}"),
-                "leave it out, or declare nfit=N",
-            ));
         }
         list.finish(&Self::KEYS)
     }
@@ -216,6 +224,17 @@ impl PackedFile {
 }
 
 impl Machine {
+    /// The number of PCI Express ports: one for each device behind one, and the free ones.
+    pub fn ports(&self) -> u32 {
+        let ports = self.devices_behind_ports() + u64::from(self.slots.pcie);
+        u32::try_from(ports).unwrap_or(u32::MAX)
+    }
+
+    /// Devices that are there from the start and sit behind a port.
+    fn devices_behind_ports(&self) -> u64 {
+        0
+    }
+
     /// Gives every device without an id the first free one of `p0`, `p1`, …
     pub fn complete(&mut self) {
         for index in 0..self.pmem.len() {

@@ -14,6 +14,9 @@ use crate::units::{Address, MIB, Size};
 pub const MAX_CPUS: u32 = 64;
 /// The largest number of NFIT units, of devices and free slots together.
 pub const MAX_UNITS: u32 = 64;
+/// The largest number of PCI Express ports, of devices and free ones together: the devices that are left on the root
+/// bus beside the host bridge and the console.
+pub const MAX_PORTS: u32 = 30;
 
 /// The smallest RAM: the kernel is loaded at 16 MiB and needs room to unpack.
 const MIN_MEMORY: u64 = 64 * MIB;
@@ -154,6 +157,20 @@ impl Machine {
                 format_args!(
                     "give --slots nfit={} or fewer devices",
                     MAX_UNITS.saturating_sub(self.pmem.len() as u32)
+                ),
+            ));
+        }
+        // As wide as it takes for any number that was given.
+        let ports = self.devices_behind_ports() + u64::from(self.slots.pcie);
+        if ports > u64::from(MAX_PORTS) {
+            let devices = self.devices_behind_ports();
+            return Err(ConfigError::invalid(
+                "--slots",
+                format_args!("pcie={} with {devices} devices behind ports", self.slots.pcie),
+                format_args!("a machine has at most {MAX_PORTS} PCI Express ports"),
+                format_args!(
+                    "give --slots pcie={} or fewer devices",
+                    u64::from(MAX_PORTS).saturating_sub(devices)
                 ),
             ));
         }

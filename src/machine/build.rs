@@ -15,7 +15,9 @@ use aconite_devices::einj::Einj;
 use aconite_devices::erst::Erst;
 use aconite_devices::ghes::ErrorSources;
 use aconite_devices::nvdimm::{FlushHint, UnitTable, Units};
-use aconite_devices::pci::{BarWindows, DevFn, Ecam, HostBridge, PciError, PciRoot, PciWindow, assign_bars};
+use aconite_devices::pci::{
+    BarWindows, DevFn, Ecam, HostBridge, PciError, PciRoot, PciWindow, SlotKind, assign_bars,
+};
 use aconite_devices::platform::Platform;
 use aconite_devices::pm_timer::{PmTimer, Width};
 use aconite_devices::reset_control::{self, ResetControl};
@@ -33,6 +35,7 @@ use super::dma::DevicePoison;
 use super::errors::Errors;
 use super::injection::Injections;
 use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
+use super::pcie::{Pcie, PcieError};
 use super::records;
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
@@ -91,6 +94,9 @@ pub enum BuildError {
     /// A PCI device's place.
     #[error(transparent)]
     Pci(#[from] PciError),
+    /// A PCI Express port or card.
+    #[error(transparent)]
+    Pcie(#[from] PcieError),
     /// A virtio device.
     #[error(transparent)]
     Virtio(#[from] TransportError),
@@ -247,6 +253,8 @@ pub struct Built {
     pub platform: Arc<Mutex<Platform>>,
     /// The agent's console.
     pub console: Arc<Mutex<VirtioPci<Console>>>,
+    /// PCI Express ports, and what is in their slots.
+    pub pcie: Arc<Mutex<Pcie>>,
     /// Memory devices.
     pub memory: MemoryDevices,
     /// Error sources of the firmware.
@@ -404,6 +412,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         traps,
         platform: wired.platform,
         console: wired.console,
+        pcie: wired.pcie,
         memory: devices,
         errors,
         boot_errors,
@@ -438,6 +447,7 @@ struct Devices {
     mmio: Bus,
     platform: Arc<Mutex<Platform>>,
     console: Arc<Mutex<VirtioPci<Console>>>,
+    pcie: Arc<Mutex<Pcie>>,
     errors: Arc<Mutex<ErrorSources>>,
     einj: Arc<Mutex<Einj>>,
 }
@@ -490,6 +500,8 @@ impl Devices {
         let console = Console::new([aconite_agent::protocol::PORT_NAME]);
         let console = Arc::new(Mutex::new(VirtioPci::new(console, wiring)?));
         root.insert(None, DevFn::new(1, 0), CONSOLE, console.clone())?;
+        let kind = if config.slots.button { SlotKind::Button } else { SlotKind::Plain };
+        let pcie = Pcie::new(root.clone(), config.ports(), kind, &vm.msi())?;
         let low = fixed::PCI_MMIO32_BASE..fixed::PCI_MMIO32_BASE + fixed::PCI_MMIO32_SIZE;
         assign_bars(&root, BarWindows { low: low.clone(), high: plan.pci64.clone() })?;
         for (name, range) in [("pci32", low), ("pci64", plan.pci64.clone())] {
@@ -497,7 +509,7 @@ impl Devices {
             mmio.insert(name, range.start, range.end - range.start, Arc::new(Mutex::new(window)))?;
         }
         mmio.insert("ecam", fixed::ECAM_BASE, fixed::ECAM_SIZE, Arc::new(Mutex::new(Ecam::new(root))))?;
-        Ok(Self { ports, mmio, platform, console, errors, einj })
+        Ok(Self { ports, mmio, platform, console, pcie: Arc::new(Mutex::new(pcie)), errors, einj })
     }
 }
 

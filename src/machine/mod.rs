@@ -19,6 +19,8 @@ mod media;
 mod memory;
 mod operations;
 mod outcome;
+#[expect(dead_code, reason = "the first device behind a port uses the rest")]
+mod pcie;
 mod plug;
 mod poison;
 mod records;
@@ -425,7 +427,11 @@ impl Machine {
                 None
             }
             Effect::QueueNotify { device, queue } => {
-                tracing::warn!(?device, queue, "a queue of no device was notified");
+                // What a card that has gone was asked for last is nobody's.
+                let queues = lock(&self.built.pcie).queues(device);
+                if let Some(queues) = queues {
+                    lock(&*queues).process_queue(queue, effects);
+                }
                 None
             }
             Effect::Slot { port, change } => {

@@ -25,6 +25,7 @@ mod mce;
 mod nvdimm;
 mod outcomes;
 mod policy;
+mod ports;
 mod ram;
 mod removal;
 mod repurposed;
