@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::layout::MAX_UNITS;
-use crate::{Error, Persistence, PmemUnit};
+use crate::layout::{MAX_DIMMS, MAX_UNITS};
+use crate::{Error, NvdimmUnit, Persistence};
 
 /// A range of guest-physical addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,12 +55,21 @@ pub struct MemoryRange {
 /// A place where an NFIT unit is or may arrive later. Its number is its place in [`Description::units`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitSlot {
-    /// Addresses set aside for the unit; SRAT describes all of them.
-    pub window: AddressRange,
-    /// Proximity domain of whatever is in the slot: its own, with no processor in it.
-    pub proximity: u32,
+    /// Addresses set aside for the unit's ranges.
+    pub windows: Vec<UnitWindow>,
+    /// DIMMs that the unit can have, at most [`MAX_DIMMS`].
+    pub dimms: u32,
     /// The unit that is there at boot.
-    pub occupant: Option<PmemUnit>,
+    pub occupant: Option<NvdimmUnit>,
+}
+
+/// Addresses set aside for a range of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitWindow {
+    /// The addresses; SRAT describes all of them.
+    pub range: AddressRange,
+    /// Proximity domain of whatever is in the window: its own, with no processor in it, unless chosen otherwise.
+    pub proximity: u32,
 }
 
 /// A machine, as far as its firmware tables say something about it. What is the same on every machine
@@ -88,8 +97,13 @@ impl Description {
     pub fn proximity_domains(&self) -> u32 {
         let processors = self.processors.iter().map(|processor| processor.proximity);
         let memory = self.memory.iter().map(|memory| memory.proximity);
-        let units = self.units.iter().map(|unit| unit.proximity);
+        let units = self.windows().map(|window| window.proximity);
         processors.chain(memory).chain(units).max().unwrap_or(0).max(self.pci_proximity) + 1
+    }
+
+    /// The windows of all units.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = &UnitWindow> {
+        self.units.iter().flat_map(|unit| &unit.windows)
     }
 
     /// Finds what no table could express and what would make a guest misbehave in ways that are hard to
@@ -117,7 +131,7 @@ impl Description {
     fn check_proximity(&self) -> Result<(), Error> {
         let processors = self.processors.iter().map(|processor| processor.proximity);
         let memory = self.memory.iter().map(|memory| memory.proximity);
-        let units = self.units.iter().map(|unit| unit.proximity);
+        let units = self.windows().map(|window| window.proximity);
         match processors.chain(memory).chain(units).chain([self.pci_proximity]).find(|&domain| domain > 255) {
             Some(domain) => Err(Error::ProximityTooLarge(domain)),
             None => Ok(()),
@@ -131,16 +145,15 @@ impl Description {
             ranges.push(memory.range);
         }
         for (slot, unit) in self.units.iter().enumerate() {
-            unit.window.check("Slot")?;
-            ranges.push(unit.window);
-            if let Some(pmem) = &unit.occupant {
-                pmem.range.check("Persistent memory range")?;
-                if pmem.unit as usize != slot {
-                    return Err(Error::WrongUnit { slot, given: pmem.unit });
-                }
-                if pmem.range.base < unit.window.base || pmem.range.end() > unit.window.end() {
-                    return Err(Error::OutsideSlot { unit: slot, range: pmem.range, window: unit.window });
-                }
+            if unit.dimms > MAX_DIMMS {
+                return Err(Error::TooManyDimms { unit: slot, dimms: unit.dimms });
+            }
+            for window in &unit.windows {
+                window.range.check("Slot")?;
+                ranges.push(window.range);
+            }
+            if let Some(occupant) = &unit.occupant {
+                check_occupant(slot, unit, occupant)?;
             }
         }
         if let Some(window) = self.pci_window64 {
@@ -153,6 +166,24 @@ impl Description {
             None => Ok(()),
         }
     }
+}
+
+fn check_occupant(slot: usize, unit: &UnitSlot, occupant: &NvdimmUnit) -> Result<(), Error> {
+    if occupant.unit as usize != slot {
+        return Err(Error::WrongUnit { slot, given: occupant.unit });
+    }
+    if occupant.dimms.len() > unit.dimms as usize {
+        return Err(Error::MissingDimms { unit: slot, dimms: occupant.dimms.len(), room: unit.dimms });
+    }
+    for range in occupant.ranges.iter().map(|range| range.range) {
+        range.check("Persistent memory range")?;
+        let holds =
+            |window: &UnitWindow| window.range.base <= range.base && range.end() <= window.range.end();
+        if !unit.windows.iter().any(holds) {
+            return Err(Error::OutsideSlot { unit: slot, range });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -25,11 +25,13 @@ fn units_are_bounded_and_numbered() {
     let slot = sample().units[2].clone();
     assert_eq!(error(|d| d.units = vec![slot; 65]), Error::TooManyUnits(65));
     assert_eq!(error(|d| d.units[2].occupant = Some(unit(1))), Error::WrongUnit { slot: 2, given: 1 });
-    let message = error(|d| d.units[0].window.size /= 2).to_string();
+    let message = error(|d| d.units[0].windows[0].range.size /= 2).to_string();
     assert_eq!(
         message,
-        "Range 0x240000000+0x40000000 of unit 0 is outside its slot 0x240000000+0x20000000: place it inside"
+        "Range 0x240000000+0x40000000 of unit 0 is outside the windows of its slot: place it inside one"
     );
+    assert_eq!(error(|d| d.units[1].dimms = 0), Error::MissingDimms { unit: 1, dimms: 1, room: 0 });
+    assert_eq!(error(|d| d.units[2].dimms = 33), Error::TooManyDimms { unit: 2, dimms: 33 });
 }
 
 #[test]
@@ -39,11 +41,11 @@ fn ranges_must_be_sound_and_disjoint() {
         error(|d| d.pci_window64 = Some(AddressRange { base: u64::MAX, size: 2 })),
         Error::BadRange { .. }
     ));
-    assert!(matches!(error(|d| d.units[2].window.base = slot_base(1) + 1), Error::Overlap { .. }));
+    assert!(matches!(error(|d| d.units[2].windows[0].range.base = slot_base(1) + 1), Error::Overlap { .. }));
     assert!(matches!(error(|d| d.memory[1].range.size = 1 << 40), Error::Overlap { .. }));
 }
 
 #[test]
 fn proximity_domains_are_bounded() {
-    assert_eq!(error(|d| d.units[1].proximity = 256), Error::ProximityTooLarge(256));
+    assert_eq!(error(|d| d.units[1].windows[0].proximity = 256), Error::ProximityTooLarge(256));
 }

@@ -1,7 +1,7 @@
 //! What can be wrong with a description.
 
 use crate::AddressRange;
-use crate::layout::{MAX_UNITS, TABLES_SIZE};
+use crate::layout::{MAX_DIMMS, MAX_UNITS, TABLES_SIZE};
 
 /// A machine that tables cannot describe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,15 +34,33 @@ pub enum Error {
         /// The range that begins inside it.
         second: AddressRange,
     },
-    /// A unit's pmem that is not inside its slot.
-    #[error("Range {range} of unit {unit} is outside its slot {window}: place it inside")]
+    /// A range of a unit that is not inside one of its slot's windows.
+    #[error("Range {range} of unit {unit} is outside the windows of its slot: place it inside one")]
     OutsideSlot {
         /// Number of the unit.
         unit: usize,
         /// The unit's range.
         range: AddressRange,
-        /// The slot's range.
-        window: AddressRange,
+    },
+    /// A slot for more DIMMs than there can be.
+    #[error(
+        "Slot {unit} has {dimms} DIMMs, and a unit has at most {MAX_DIMMS}: spread them over several units"
+    )]
+    TooManyDimms {
+        /// Number of the unit.
+        unit: usize,
+        /// What was asked for.
+        dimms: u32,
+    },
+    /// A unit with more DIMMs than its slot.
+    #[error("Unit {unit} has {dimms} DIMMs, and its slot has {room}: give the slot as many")]
+    MissingDimms {
+        /// Number of the unit.
+        unit: usize,
+        /// DIMMs of the unit.
+        dimms: usize,
+        /// DIMMs of the slot.
+        room: u32,
     },
     /// A unit that says it is another one.
     #[error("Unit {given} is in slot {slot}: a unit's number is that of its slot")]

@@ -29,8 +29,10 @@ pub const TABLES_SIZE: u64 = MAILBOX_BASE - TABLES_BASE;
 pub const MAILBOX_BASE: u64 = 0x18_0000;
 /// Size of one mailbox; its inside is [`crate::platform::mailbox`].
 pub const MAILBOX_SIZE: u64 = 0x2000;
-/// NFIT units a machine can have. A unit is a container with its own NVDIMM root device and DIMM.
+/// NFIT units a machine can have. A unit is a container with its own NVDIMM root device and its DIMMs.
 pub const MAX_UNITS: u32 = 64;
+/// DIMMs that a unit can have.
+pub const MAX_DIMMS: u32 = 32;
 /// Memory that firmware shares with the guest's error handling (ACPI 6.5, chapter 18; guest RAM), behind the
 /// mailboxes: up to [`EINJ_BASE`] e820 type 4, ACPI NVS, from there on type 2, reserved.
 pub const APEI_BASE: u64 = MAILBOX_BASE + MAX_UNITS as u64 * MAILBOX_SIZE;
@@ -94,6 +96,9 @@ pub const APEI_REGISTERS_SIZE: u64 = 0x1000;
 pub const FLUSH_BASE: u64 = 0xFE90_0000;
 /// One page per unit: Linux maps the whole page of a flush hint (nd_region `nvdimm_map_flush`).
 pub const FLUSH_SIZE: u64 = 0x1000;
+/// Distance between the flush hint addresses of two DIMMs of a unit.
+pub const FLUSH_HINT_STEP: u64 = 64;
+const _: () = assert!(FLUSH_HINT_STEP * MAX_DIMMS as u64 <= FLUSH_SIZE);
 /// End of the range of platform registers, units and flush hints, exclusive.
 pub const PLATFORM_END: u64 = 0xFEC0_0000;
 

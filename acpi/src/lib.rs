@@ -37,11 +37,14 @@ mod srat;
 mod table;
 mod tables;
 
-pub use description::{AddressRange, Description, MemoryRange, Processor, UnitSlot};
+pub use description::{AddressRange, Description, MemoryRange, Processor, UnitSlot, UnitWindow};
 pub use dsdt::target_path;
 pub use error::Error;
 pub use guid::{Guid, NotAGuid};
-pub use nfit::{ControlRegion, DimmFlags, FitBuilder, Persistence, PmemUnit, RangeType, RegionMap, SpaRange};
+pub use nfit::{
+    ControlRegion, DimmFlags, FitBuilder, Interleave, NvdimmUnit, Persistence, RangeType, RegionMap, Share,
+    SpaRange, UnitDimm, UnitRange,
+};
 pub use rsdp::RSDP_SIZE;
 pub use table::{HEADER_SIZE, Table, checksum};
 pub use tables::{PlacedTable, Tables};

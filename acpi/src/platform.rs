@@ -3,7 +3,7 @@
 //! None of this is a standard: it is the private hardware of this machine, reachable only through the methods
 //! of its DSDT and through the addresses in its FADT. Registers are little-endian.
 
-use crate::layout::MAX_UNITS;
+use crate::layout::{MAX_DIMMS, MAX_UNITS};
 
 /// Offset of the 32-bit event register. A read takes the oldest firmware event off the queue, in the encoding
 /// of [`FirmwareEvent`]; 0 means that none is left. The generic event device's `_EVT` reads until 0.
@@ -45,7 +45,7 @@ pub mod unit {
     pub const STATUS: u64 = 0x00;
     /// Write: the guest has let go of the unit (`_EJ0`); the value is of no interest.
     pub const EJECT: u64 = 0x04;
-    /// Write: a [`Call`](super::Call) code. The reply is in the mailbox when the write returns.
+    /// Write: a [`Call`](super::Call), with the DIMM that it is to. The reply is in the mailbox when the write returns.
     pub const DOORBELL: u64 = 0x08;
     /// Write: what the OS has come to with a notification of the container (`_OST`), as an [`OsStatus`].
     pub const OS_STATUS: u64 = 0x0C;
@@ -94,7 +94,7 @@ pub mod unit {
 /// Inside of a unit's mailbox in guest RAM, from [`crate::layout::mailbox_base`]. One call at a time, under a
 /// mutex of the DSDT: AML fills the request half, writes [`unit::DOORBELL`] and finds the reply half filled.
 pub mod mailbox {
-    /// u32: the [`Call`](super::Call) code, as in the doorbell.
+    /// u32: the [`Call`](super::Call), as in the doorbell.
     pub const CALL: u64 = 0x00;
     /// 16 bytes: the UUID of a `_DSM`, in the mixed byte order of ToUUID.
     pub const UUID: u64 = 0x04;
@@ -157,31 +157,43 @@ pub enum Call {
 }
 
 impl Call {
-    /// The call with this code; none if the guest made the code up.
-    pub const fn from_code(code: u32) -> Option<Self> {
-        match code {
-            1 => Some(Self::RootDsm),
-            2 => Some(Self::DimmDsm),
-            3 => Some(Self::Fit),
-            4 => Some(Self::LabelInformation),
-            5 => Some(Self::LabelRead),
-            6 => Some(Self::LabelWrite),
-            _ => None,
-        }
+    /// The call that a word of mailbox and doorbell stands for, and the number of the DIMM that it is to; none if the
+    /// guest made the word up.
+    pub const fn decode(word: u32) -> Option<(Self, u32)> {
+        let (code, dimm) = (word & 0xFF, word >> 8);
+        let call = match code {
+            1 => Self::RootDsm,
+            2 => Self::DimmDsm,
+            3 => Self::Fit,
+            4 => Self::LabelInformation,
+            5 => Self::LabelRead,
+            6 => Self::LabelWrite,
+            _ => return None,
+        };
+        if dimm < MAX_DIMMS && (dimm == 0 || !call.is_to_root()) { Some((call, dimm)) } else { None }
     }
 
-    /// The code as written to mailbox and doorbell.
+    const fn is_to_root(self) -> bool {
+        matches!(self, Self::RootDsm | Self::Fit)
+    }
+
+    /// The call to the root device, or to the unit's DIMM 0, as written to mailbox and doorbell.
     pub const fn code(self) -> u32 {
         self as u32
     }
+
+    /// The call to a DIMM as written to mailbox and doorbell: code in bits 7:0, the DIMM's number in bits 31:8.
+    pub const fn to_dimm(self, dimm: u32) -> u32 {
+        self as u32 | dimm << 8
+    }
 }
 
-/// NFIT device handle of the one DIMM of a unit, which is also its `_ADR` (ACPI 6.5, 5.2.25.2 and 9.20.3).
+/// NFIT device handle of a DIMM of a unit, which is also its `_ADR` (ACPI 6.5, 5.2.25.2 and 9.20.3).
 ///
-/// DIMM number 1 (bits 3:0) on channel 0 (7:4); the unit's low four bits are the memory controller (11:8), the
-/// others the socket (15:12); node 0. The DIMM number is 1 so that no handle is 0.
-pub const fn device_handle(unit: u32) -> u32 {
-    (unit << 8) | 1
+/// DIMM number (bits 3:0) and channel (7:4) count the unit's DIMMs from 1, so that no handle is 0; the unit's low four
+/// bits are the memory controller (11:8), the others the socket (15:12); node 0.
+pub const fn device_handle(unit: u32, dimm: u32) -> u32 {
+    (unit << 8) | (dimm + 1)
 }
 
 /// ACPI device that a firmware event is addressed to.
@@ -191,22 +203,29 @@ pub enum EventTarget {
     Container(u32),
     /// NVDIMM root device (ACPI0012) of a unit.
     Root(u32),
-    /// DIMM of a unit.
-    Dimm(u32),
+    /// A DIMM of a unit.
+    Dimm {
+        /// The unit.
+        unit: u32,
+        /// Its number in the unit, below [`MAX_DIMMS`].
+        dimm: u32,
+    },
     /// The error device (PNP0C33).
     ErrorDevice,
 }
 
+/// Targets that a unit can have: container, root and DIMMs.
+const UNIT_TARGETS: u32 = 2 + MAX_DIMMS;
 /// Index of [`EventTarget::ErrorDevice`], behind those of all units that a machine can have.
-const ERROR_DEVICE: u32 = 3 * MAX_UNITS;
+const ERROR_DEVICE: u32 = UNIT_TARGETS * MAX_UNITS;
 
 impl EventTarget {
-    /// Position in the list of all targets: three for each unit, and the error device.
+    /// Position in the list of all targets: those of each unit, and the error device.
     pub const fn index(self) -> u32 {
         match self {
-            Self::Container(unit) => 3 * unit,
-            Self::Root(unit) => 3 * unit + 1,
-            Self::Dimm(unit) => 3 * unit + 2,
+            Self::Container(unit) => UNIT_TARGETS * unit,
+            Self::Root(unit) => UNIT_TARGETS * unit + 1,
+            Self::Dimm { unit, dimm } => UNIT_TARGETS * unit + 2 + dimm,
             Self::ErrorDevice => ERROR_DEVICE,
         }
     }
@@ -216,14 +235,14 @@ impl EventTarget {
         if index == ERROR_DEVICE {
             return Some(Self::ErrorDevice);
         }
-        let unit = index / 3;
+        let unit = index / UNIT_TARGETS;
         if unit >= MAX_UNITS {
             return None;
         }
-        Some(match index % 3 {
+        Some(match index % UNIT_TARGETS {
             0 => Self::Container(unit),
             1 => Self::Root(unit),
-            _ => Self::Dimm(unit),
+            place => Self::Dimm { unit, dimm: place - 2 },
         })
     }
 }
@@ -278,7 +297,8 @@ mod tests {
     #[test]
     fn events_survive_encoding() {
         for unit in 0..MAX_UNITS {
-            for target in [EventTarget::Container(unit), EventTarget::Root(unit), EventTarget::Dimm(unit)] {
+            let dimms = (0..MAX_DIMMS).map(|dimm| EventTarget::Dimm { unit, dimm });
+            for target in dimms.chain([EventTarget::Container(unit), EventTarget::Root(unit)]) {
                 for code in [0, 1, 3, 0x80, 0x81, 0xFF] {
                     let event = FirmwareEvent { target, code };
                     assert_ne!(event.encode(), 0);
@@ -291,21 +311,21 @@ mod tests {
     #[test]
     fn the_error_device_has_an_index_of_its_own() {
         let event = FirmwareEvent { target: EventTarget::ErrorDevice, code: notify::HARDWARE_ERROR };
-        assert_eq!(event.encode(), 0x0000_C180);
+        assert_eq!(event.encode(), 0x0008_8180);
         assert_eq!(FirmwareEvent::decode(event.encode()), Some(event));
     }
 
     #[test]
     fn event_bits_are_where_the_aml_looks() {
         let event = FirmwareEvent { target: EventTarget::Root(2), code: notify::UNCORRECTABLE_ERROR };
-        assert_eq!(event.encode(), 0x0000_0881);
+        assert_eq!(event.encode(), 0x0000_4681);
     }
 
     #[test]
     fn no_event_and_unknown_targets_decode_to_none() {
         assert_eq!(FirmwareEvent::decode(0), None);
         assert_eq!(FirmwareEvent::decode(0x81), None);
-        assert_eq!(FirmwareEvent::decode((3 * MAX_UNITS + 2) << 8), None);
+        assert_eq!(FirmwareEvent::decode((UNIT_TARGETS * MAX_UNITS + 2) << 8), None);
         assert_eq!(FirmwareEvent::decode(u32::MAX), None);
     }
 
@@ -326,20 +346,27 @@ mod tests {
 
     #[test]
     fn device_handles_are_distinct_and_not_zero() {
-        let mut handles: Vec<u32> = (0..MAX_UNITS).map(device_handle).collect();
-        handles.dedup();
-        assert_eq!(handles.len(), MAX_UNITS as usize);
-        assert_eq!(device_handle(0), 0x0001);
-        assert_eq!(device_handle(0x12), 0x1201);
+        let handles: std::collections::BTreeSet<u32> = (0..MAX_UNITS)
+            .flat_map(|unit| (0..MAX_DIMMS).map(move |dimm| device_handle(unit, dimm)))
+            .collect();
+        assert_eq!(handles.len(), (MAX_UNITS * MAX_DIMMS) as usize);
+        assert_eq!(device_handle(0, 0), 0x0001);
+        assert_eq!(device_handle(0x12, 0), 0x1201);
+        assert_eq!(device_handle(1, 15), 0x0110);
         assert!(handles.iter().all(|&handle| handle != 0 && handle <= 0xFFFF));
     }
 
     #[test]
-    fn call_codes_survive_decoding() {
+    fn calls_survive_decoding() {
         for code in 1..=6 {
-            assert_eq!(Call::from_code(code).map(Call::code), Some(code));
+            let (call, dimm) = Call::decode(code).expect("a call");
+            assert_eq!((call.code(), dimm), (code, 0));
         }
-        assert_eq!(Call::from_code(0), None);
-        assert_eq!(Call::from_code(7), None);
+        assert_eq!(Call::decode(Call::LabelRead.to_dimm(31)), Some((Call::LabelRead, 31)));
+        for word in
+            [0, 7, Call::DimmDsm.to_dimm(32), Call::RootDsm.to_dimm(1), Call::Fit.to_dimm(1), u32::MAX]
+        {
+            assert_eq!(Call::decode(word), None, "{word:#x}");
+        }
     }
 }

@@ -88,9 +88,9 @@ pub(crate) fn srat(description: &Description) -> Table {
     for ram in &description.memory {
         body.extend_from_slice(memory(ram.range, ram.proximity, ENABLED).as_bytes());
     }
-    for unit in &description.units {
+    for window in description.windows() {
         let flags = ENABLED | HOT_PLUGGABLE | NON_VOLATILE;
-        body.extend_from_slice(memory(unit.window, unit.proximity, flags).as_bytes());
+        body.extend_from_slice(memory(window.range, window.proximity, flags).as_bytes());
     }
     Table::new(*b"SRAT", 3, &body)
 }

@@ -1,8 +1,8 @@
 use super::*;
 use crate::checksum;
-use crate::layout::MAX_UNITS;
+use crate::layout::{MAX_DIMMS, MAX_UNITS};
 use crate::sample::{SLOT_SIZE, sample};
-use crate::{AddressRange, Processor, UnitSlot};
+use crate::{AddressRange, Processor, UnitSlot, UnitWindow};
 
 fn u64_at(bytes: &[u8], offset: usize) -> u64 {
     u64::from_le_bytes(bytes[offset..offset + 8].try_into().expect("8 bytes"))
@@ -69,10 +69,13 @@ fn the_largest_machine_fits() {
     let mut description = sample();
     description.processors = (0..255).map(|apic_id| Processor { apic_id, proximity: 0 }).collect();
     description.units = (0..u64::from(MAX_UNITS))
-        .map(|unit| UnitSlot {
-            window: AddressRange { base: 0x10_0000_0000 + unit * SLOT_SIZE, size: SLOT_SIZE },
-            proximity: unit as u32 + 1,
-            occupant: None,
+        .map(|unit| {
+            let range = AddressRange { base: 0x10_0000_0000 + unit * SLOT_SIZE, size: SLOT_SIZE };
+            UnitSlot {
+                windows: vec![UnitWindow { range, proximity: unit as u32 + 1 }],
+                dimms: MAX_DIMMS,
+                occupant: None,
+            }
         })
         .collect();
     let tables = Tables::build(&description).expect("tables");

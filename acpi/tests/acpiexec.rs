@@ -3,7 +3,8 @@
 
 use aconite_acpi::platform::{Call, EventTarget, FirmwareEvent, unit};
 use aconite_acpi::{
-    AddressRange, Description, DimmFlags, MemoryRange, Persistence, PmemUnit, Processor, Tables, UnitSlot,
+    AddressRange, Description, DimmFlags, MemoryRange, NvdimmUnit, Persistence, Processor, RangeType, Share,
+    Tables, UnitDimm, UnitRange, UnitSlot, UnitWindow,
 };
 use common::{program, run};
 
@@ -14,7 +15,9 @@ mod sample;
 /// Runs debugger commands on the DSDT of the sample; `fields` are preset as if hardware had written them.
 fn execute(fields: &[(&str, u64)], commands: &[&str]) -> String {
     let directory = tempfile::tempdir().expect("a directory");
-    let tables = Tables::build(&sample::sample()).expect("tables");
+    let mut description = sample::sample();
+    description.units[1].dimms = 3;
+    let tables = Tables::build(&description).expect("tables");
     let dsdt = tables.get(b"DSDT").expect("a DSDT");
     std::fs::write(directory.path().join("DSDT.aml"), dsdt.table.bytes()).expect("written");
     let lines: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {value:#x}\n")).collect();
@@ -196,6 +199,22 @@ fn label_methods_pass_offset_length_and_bytes() {
 }
 
 #[test]
+fn calls_to_other_dimms_name_them() {
+    let text = execute(
+        &LABEL_OUTPUT,
+        &[
+            "evaluate \\_SB.NV01.NVDR.D002._DSM (01 02) 2 1 [(01)]",
+            "evaluate \\_SB.NV01.CODE",
+            "evaluate \\_SB.NV01.NVDR.D001._LSR 0 8",
+            "evaluate \\_SB.NV01.DBEL",
+        ],
+    );
+    clean(&text);
+    assert_eq!(integer(&text, "\\_SB.NV01.CODE"), [Call::DimmDsm.to_dimm(2).into()]);
+    assert_eq!(integer(&text, "\\_SB.NV01.DBEL"), [Call::LabelRead.to_dimm(1).into()]);
+}
+
+#[test]
 fn label_methods_return_packages() {
     let text =
         execute(&LABEL_OUTPUT, &["evaluate \\_SB.NV01.NVDR.D000._LSR 0x100 8", "evaluate \\_SB.NV01.ILEN"]);
@@ -233,7 +252,8 @@ fn firmware_events_notify_their_targets() {
     let targets = [
         (EventTarget::Container(1), 0x01, "NV01"),
         (EventTarget::Root(0), 0x81, "NVDR"),
-        (EventTarget::Dimm(2), 0x81, "D000"),
+        (EventTarget::Dimm { unit: 2, dimm: 0 }, 0x81, "D000"),
+        (EventTarget::Dimm { unit: 1, dimm: 2 }, 0x81, "D002"),
     ];
     for (target, code, name) in targets {
         let event = FirmwareEvent { target, code };

@@ -10,7 +10,8 @@ use aconite_acpi::layout::{
 };
 use aconite_acpi::platform::{RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, device_handle};
 use aconite_acpi::{
-    AddressRange, Description, DimmFlags, MemoryRange, Persistence, PmemUnit, Processor, Tables, UnitSlot,
+    AddressRange, Description, DimmFlags, MemoryRange, NvdimmUnit, Persistence, Processor, RangeType, Share,
+    Tables, UnitDimm, UnitRange, UnitSlot, UnitWindow,
 };
 use common::{program, run};
 
@@ -108,9 +109,22 @@ fn large() -> Description {
     let size = 0x8000_0000;
     let slot = |number: u32| {
         let window = AddressRange { base: 0x20_0000_0000 + u64::from(number) * size, size };
-        let range = AddressRange { size: size / 2, ..window };
-        let unit = PmemUnit { range, proximity: number + 4, ..sample::unit(number) };
-        UnitSlot { window, proximity: number + 4, occupant: number.is_multiple_of(2).then_some(unit) }
+        let mut unit = sample::unit(number);
+        unit.ranges[0].range.base = window.base;
+        unit.ranges[0].proximity = number + 4;
+        // Every fourth unit has two DIMMs and a volatile range.
+        if number.is_multiple_of(4) {
+            unit.dimms.push(UnitDimm { serial: 7, ..unit.dimms[0] });
+            unit.ranges[0].shares.push(Share { dimm: 1, dimm_address: 0x1000 });
+            let range = AddressRange { base: window.base + size / 2, size: size / 2 };
+            let (kind, shares) = (RangeType::Volatile, Vec::new());
+            unit.ranges.push(UnitRange { range, proximity: number + 4, kind, line: 4096, shares });
+        }
+        UnitSlot {
+            windows: vec![UnitWindow { range: window, proximity: number + 4 }],
+            dimms: 2,
+            occupant: number.is_multiple_of(2).then_some(unit),
+        }
     };
     Description {
         processors: (0..64).map(|id| Processor { apic_id: 2 * id, proximity: u32::from(id) / 16 }).collect(),
@@ -221,7 +235,8 @@ fn srat_and_slit() {
         assert_eq!(shown, processors);
 
         let ram = description.memory.iter().map(|m| (m.range, m.proximity, 0));
-        let slots = description.units.iter().map(|slot| (slot.window, slot.proximity, 1));
+        let windows = description.units.iter().flat_map(|slot| &slot.windows);
+        let slots = windows.map(|window| (window.range, window.proximity, 1));
         let wanted: Vec<[u64; 5]> = ram
             .chain(slots)
             .map(|(range, domain, slot)| [range.base, range.size, domain.into(), slot, slot])
@@ -248,34 +263,52 @@ fn nfit() {
             return;
         }
         let nfit = decoded.fields("NFIT");
-        let units: Vec<&PmemUnit> =
+        let units: Vec<&NvdimmUnit> =
             description.units.iter().filter_map(|slot| slot.occupant.as_ref()).collect();
-        let column =
-            |value: &dyn Fn(&PmemUnit) -> u64| -> Vec<u64> { units.iter().map(|unit| value(unit)).collect() };
-        let indexes = column(&|unit| unit.index().into());
-        let handles = column(&|unit| device_handle(unit.unit).into());
-        let sizes = column(&|unit| unit.range.size);
+        let ranges = |value: &dyn Fn(&NvdimmUnit, usize, &UnitRange) -> u64| -> Vec<u64> {
+            let of_unit = |unit: &&NvdimmUnit| -> Vec<u64> {
+                unit.ranges.iter().enumerate().map(|(place, range)| value(unit, place, range)).collect()
+            };
+            units.iter().flat_map(of_unit).collect()
+        };
+        let dimms = |value: &dyn Fn(&NvdimmUnit, u32) -> u64| -> Vec<u64> {
+            let of_unit =
+                |unit: &&NvdimmUnit| (0..unit.dimms.len() as u32).map(|dimm| value(unit, dimm)).collect();
+            units.iter().flat_map(|unit| -> Vec<u64> { of_unit(unit) }).collect()
+        };
+        let handles = dimms(&|unit, dimm| device_handle(unit.unit, dimm).into());
+        let of_dimm = dimms(&|unit, dimm| unit.index(dimm as usize).into());
 
-        assert_eq!(nfit.all("0000", "Range Index"), indexes);
-        assert_eq!(nfit.all("0000", "Address Range Base"), column(&|unit| unit.range.base));
-        assert_eq!(nfit.all("0000", "Address Range Length"), sizes);
-        assert_eq!(nfit.all("0000", "Proximity Domain"), column(&|unit| unit.proximity.into()));
+        assert_eq!(nfit.all("0000", "Range Index"), ranges(&|unit, place, _| unit.index(place).into()));
+        assert_eq!(nfit.all("0000", "Address Range Base"), ranges(&|_, _, range| range.range.base));
+        assert_eq!(nfit.all("0000", "Address Range Length"), ranges(&|_, _, range| range.range.size));
+        assert_eq!(nfit.all("0000", "Proximity Domain"), ranges(&|_, _, range| range.proximity.into()));
         assert!(nfit.all("0000", "Proximity Domain Valid").iter().all(|&valid| valid == 1));
-        for guid in nfit.texts("0000", "Region Type GUID") {
-            assert_eq!(guid, "66F0D379-B4F3-4074-AC43-0D3318B78CDB");
+        for (guid, place) in
+            nfit.texts("0000", "Region Type GUID").iter().zip(ranges(&|_, place, _| place as u64))
+        {
+            let kinds = ["66F0D379-B4F3-4074-AC43-0D3318B78CDB", "7305944F-FDDA-44E3-B16C-3F22D252E5D0"];
+            assert_eq!(*guid, kinds[place as usize]);
         }
 
+        // The samples' DIMMs have a share in the first range only.
         assert_eq!(nfit.all("0001", "Device Handle"), handles);
-        assert_eq!(nfit.all("0001", "Range Index"), indexes);
-        assert_eq!(nfit.all("0001", "Control Region Index"), indexes);
-        assert_eq!(nfit.all("0001", "Region Size"), sizes);
-        assert_eq!(nfit.all("0004", "Region Index"), indexes);
+        assert_eq!(nfit.all("0001", "Range Index"), dimms(&|unit, _| unit.index(0).into()));
+        assert_eq!(nfit.all("0001", "Control Region Index"), of_dimm);
+        assert_eq!(
+            nfit.all("0001", "Region Size"),
+            dimms(&|unit, _| unit.ranges[0].range.size / unit.dimms.len() as u64)
+        );
+        assert_eq!(nfit.all("0001", "Region Offset"), dimms(&|_, dimm| u64::from(dimm) * 4096));
+        assert_eq!(nfit.all("0001", "Interleave Ways"), dimms(&|unit, _| unit.dimms.len() as u64));
+        assert_eq!(nfit.all("0004", "Region Index"), of_dimm);
         // iasl shows as one little-endian number what Linux shows byte by byte.
-        assert_eq!(nfit.all("0004", "Serial Number"), column(&|unit| unit.serial.swap_bytes().into()));
+        let serials = dimms(&|unit, dimm| unit.dimms[dimm as usize].serial.swap_bytes().into());
+        assert_eq!(nfit.all("0004", "Serial Number"), serials);
         assert_eq!(nfit.all("0006", "Device Handle"), handles);
         assert_eq!(
             nfit.all("0006", "Hint Address"),
-            column(&|unit| FLUSH_BASE + u64::from(unit.unit) * FLUSH_SIZE)
+            dimms(&|unit, dimm| FLUSH_BASE + u64::from(unit.unit) * FLUSH_SIZE + u64::from(dimm) * 64)
         );
         let cpu_cache = u64::from(description.persistence == Persistence::CpuCache);
         assert_eq!(nfit.one("0007", "Cache Flush to NVDIMM"), cpu_cache);

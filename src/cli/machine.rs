@@ -45,11 +45,12 @@ pub struct MachineArgs {
         value_name = "KEY=VALUE,...",
         help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N]\
                 [,readonly=on|off][,at=ADDRESS]\
+                [,bus=NAME][,dimms=N|NAME+NAME…][,interleave=SIZE]\
                 [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\
                 [,full_line_store=keep|clear]"
     )]
     pub pmem: Vec<String>,
-    /// What may arrive while the machine runs: nfit=N,pcie=N,button=on|off,size=SIZE
+    /// What may arrive while the machine runs: nfit=N,pcie=N,button=on|off,size=SIZE,dimms=M
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub slots: Vec<String>,
     /// Answer API requests on this Unix socket

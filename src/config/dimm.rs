@@ -48,6 +48,51 @@ pub enum Labels {
     File(PathBuf),
 }
 
+/// The DIMMs behind a device: one alone, or an interleave set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dimms {
+    /// As many of its own.
+    Own(u32),
+    /// DIMMs of the bus by their names, which other devices of the bus can name too.
+    Named(Vec<String>),
+}
+
+impl Default for Dimms {
+    fn default() -> Self {
+        Self::Own(1)
+    }
+}
+
+impl Dimms {
+    /// How many.
+    pub fn count(&self) -> u32 {
+        match self {
+            Self::Own(count) => *count,
+            Self::Named(names) => names.len() as u32,
+        }
+    }
+}
+
+impl FromStr for Dimms {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text.parse() {
+            Ok(count) => Self::Own(count),
+            Err(_) => Self::Named(text.split('+').map(str::to_owned).collect()),
+        })
+    }
+}
+
+impl fmt::Display for Dimms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own(count) => count.fmt(f),
+            Self::Named(names) => f.write_str(&names.join("+")),
+        }
+    }
+}
+
 /// State of the DIMM that firmware reports in the NFIT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StateFlags(pub DimmFlags);

@@ -8,6 +8,7 @@ use std::path::Path;
 use super::dimm::Labels;
 use super::error::{ConfigError, Warning};
 use super::image::{self, KernelImage};
+use super::topology::check_shares;
 use super::validate::{check_size, refuse_overlaps, same_file};
 use super::{Machine, Place, Pmem, PmemSource};
 use crate::memory::backing::huge_page;
@@ -210,6 +211,7 @@ impl Pmem {
                 Size(length)
             }
         };
+        check_shares(option, size, self.dimms.count())?;
         Ok((CheckedPmem { size, create: false }, Some((metadata.dev(), metadata.ino()))))
     }
 }

@@ -20,6 +20,7 @@ mod image;
 mod keyvalue;
 mod pmem;
 mod switch;
+mod topology;
 mod validate;
 
 use std::path::PathBuf;
@@ -28,12 +29,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::cpu::{Cpu, CpuVendor, MachineChecks};
-pub use self::dimm::{Family, Labels, StateFlags};
+pub use self::dimm::{Dimms, Family, Labels, StateFlags};
 pub use self::error::{ConfigError, Warning, nearest};
 pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};
 pub use self::keyvalue::KeyValues;
-pub use self::pmem::{Channel, Place, Pmem, PmemKeys, PmemSource, Via};
+pub use self::pmem::{Channel, INTERLEAVE, Place, Pmem, PmemKeys, PmemSource, Via};
 pub use self::validate::{MAX_CPUS, MAX_PORTS, MAX_UNITS, validate_insert};
 use crate::units::{GIB, Size, TimeSpan};
 
@@ -146,18 +147,20 @@ pub struct Slots {
     pub button: bool,
     /// The largest device that fits into a free slot.
     pub size: Size,
+    /// The largest number of DIMMs that what comes into a slot can have.
+    pub dimms: u32,
 }
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { nfit: 0, pcie: 0, button: true, size: Size(4 * GIB) }
+        Self { nfit: 0, pcie: 0, button: true, size: Size(4 * GIB), dimms: 1 }
     }
 }
 
 impl Slots {
-    const KEYS: [&str; 4] = ["nfit", "pcie", "button", "size"];
+    const KEYS: [&str; 5] = ["nfit", "pcie", "button", "size", "dimms"];
 
-    /// Puts the value of `--slots nfit=N,pcie=N,button=on|off,size=SIZE` over these settings.
+    /// Puts the value of `--slots nfit=N,pcie=N,button=on|off,size=SIZE,dimms=M` over these settings.
     ///
     /// # Errors
     /// Names the key, its value and what would be right.
@@ -182,6 +185,13 @@ impl Slots {
         }
         if let Some(size) = list.take("size")? {
             self.size = size;
+        }
+        if let Some(dimms) = list.take::<u32>("dimms").map_err(|error| ConfigError {
+            problem: "a number of DIMMs was expected".to_owned(),
+            remedy: "give dimms=4 or another number up to 32".to_owned(),
+            ..error
+        })? {
+            self.dimms = dimms;
         }
         list.finish(&Self::KEYS)
     }

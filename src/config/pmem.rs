@@ -7,7 +7,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::dimm::{Family, Labels, StateFlags, flag_names};
+use super::dimm::{Dimms, Family, Labels, StateFlags, flag_names};
 use super::error::ConfigError;
 use super::keyvalue::KeyValues;
 use super::switch::Switch;
@@ -110,14 +110,31 @@ pub struct Pmem {
     pub readonly: bool,
     /// Where it goes. Default: the next free place that is aligned so that Linux maps it with its largest pages.
     pub at: Option<Place>,
-    /// The functions of its DIMM. Default: Intel's.
+    /// The bus that it is on with other devices: they come and go together. Default: a bus of its own.
+    pub bus: Option<String>,
+    /// The DIMMs behind it. Default: one of its own.
+    pub dimms: Dimms,
+    /// Bytes of a line of its interleave set. Default: [`INTERLEAVE`].
+    pub interleave: Option<Size>,
+    /// The functions of its DIMMs. Default: Intel's.
     pub family: Family,
-    /// Its label area. Default: what the last run left there, at first zeros.
+    /// Their label areas. Default: what the last run left there, at first zeros.
     pub labels: Labels,
-    /// The state of its DIMM. Default: healthy.
+    /// The state of its DIMMs. Default: healthy.
     pub flags: StateFlags,
     /// What becomes of a bad line that a processor writes whole. Default: it stays bad.
     pub full_line_store: FullLineStore,
+}
+
+/// Bytes of a line of an interleave set unless chosen otherwise.
+pub const INTERLEAVE: Size = Size(4096);
+
+/// A number, or names joined by "+".
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum CountOrNames {
+    Count(u32),
+    Text(String),
 }
 
 /// The keys of a device as they are written, in a list of the command line as in TOML and JSON.
@@ -149,7 +166,18 @@ pub struct PmemKeys {
     /// A guest-physical address, or (when inserting) the id of a departed device whose address is used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<Place>,
-    /// The functions of the DIMM: "intel", the default, "msft" (labels by ACPI's own methods) or "none".
+    /// The NVDIMM bus that it is on. Devices that name the same bus are on it together, and come and go together.
+    /// Default: a bus of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    bus: Option<String>,
+    /// The DIMMs that it is interleaved over: their number, 1 to 16, or their names joined by "+", of which devices on
+    /// the same bus can share some. Default: one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dimms: Option<CountOrNames>,
+    /// Bytes that lie on one DIMM before the next one's turn: a power of two from 64 to 1M. Default: 4K.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    interleave: Option<Size>,
+    /// The functions of the DIMMs: "intel", the default, "msft" (labels by ACPI's own methods) or "none".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     family: Option<String>,
     /// The label area: "init" writes an empty index where there is none, "none" leaves the area out, and anything else
@@ -166,7 +194,7 @@ pub struct PmemKeys {
 }
 
 /// The keys of `--pmem`, in the order of the documentation.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 15] = [
     "file",
     "size",
     "id",
@@ -175,6 +203,9 @@ const KEYS: [&str; 12] = [
     "node",
     "readonly",
     "at",
+    "bus",
+    "dimms",
+    "interleave",
     "family",
     "labels",
     "flags",
@@ -192,6 +223,9 @@ impl Pmem {
             node: None,
             readonly: false,
             at: None,
+            bus: None,
+            dimms: Dimms::default(),
+            interleave: None,
             family: Family::default(),
             labels: Labels::default(),
             flags: StateFlags::default(),
@@ -218,6 +252,9 @@ impl Pmem {
             })?,
             readonly: list.take_switch("readonly")?.map(Switch),
             at: list.take("at")?,
+            bus: list.take_text("bus"),
+            dimms: list.take_text("dimms").map(CountOrNames::Text),
+            interleave: list.take("interleave")?,
             family: list.take_text("family"),
             labels: list.take_text("labels"),
             flags: list.take_text("flags"),
@@ -338,8 +375,30 @@ impl Pmem {
             })?,
         };
         let readonly = keys.readonly.is_some_and(|switch| switch.0);
-        let (node, at) = (keys.node, keys.at);
-        Ok(Self { id, source, via, channel, node, readonly, at, family, labels, flags, full_line_store })
+        let dimms = match keys.dimms {
+            None => Dimms::default(),
+            Some(CountOrNames::Count(count)) => Dimms::Own(count),
+            Some(CountOrNames::Text(text)) => match text.parse() {
+                Ok(dimms) => dimms,
+                Err(never) => match never {},
+            },
+        };
+        Ok(Self {
+            id,
+            source,
+            via,
+            channel,
+            node: keys.node,
+            readonly,
+            at: keys.at,
+            bus: keys.bus,
+            dimms,
+            interleave: keys.interleave,
+            family,
+            labels,
+            flags,
+            full_line_store,
+        })
     }
 }
 
@@ -366,6 +425,12 @@ impl From<Pmem> for PmemKeys {
             node: pmem.node,
             readonly: pmem.readonly.then_some(Switch(true)),
             at: pmem.at,
+            bus: pmem.bus,
+            dimms: (pmem.dimms != Dimms::default()).then(|| match pmem.dimms {
+                Dimms::Own(count) => CountOrNames::Count(count),
+                named @ Dimms::Named(_) => CountOrNames::Text(named.to_string()),
+            }),
+            interleave: pmem.interleave,
             family: (pmem.family != Family::default()).then(|| pmem.family.name().to_owned()),
             labels: match pmem.labels {
                 Labels::Kept => None,

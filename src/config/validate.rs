@@ -6,7 +6,10 @@
 //! - `ndctl create-namespace` works in units of the region's `align`, 16 MiB; dax/kmem uses only whole memory blocks
 //!   of 128 MiB; `mkfs.xfs` refuses less than 300 MiB: such sizes are warned of, since tests may want them.
 
+use aconite_acpi::layout::MAX_DIMMS;
+
 use super::error::{ConfigError, Warning};
+use super::topology::validate_set;
 use super::{Machine, Place, Pmem, PmemSource};
 use crate::units::{Address, MIB, Size};
 
@@ -21,7 +24,7 @@ pub const MAX_PORTS: u32 = 30;
 /// The smallest RAM: the kernel is loaded at 16 MiB and needs room to unpack.
 const MIN_MEMORY: u64 = 64 * MIB;
 /// RAM and devices come in units that the largest part of them can be mapped with.
-const GRAIN: u64 = 2 * MIB;
+pub(super) const GRAIN: u64 = 2 * MIB;
 /// Ids stand in ACPI names, events and file names: they stay short.
 const MAX_ID: usize = 32;
 /// The largest proximity domain: the SLIT is a square with a byte for each pair of domains.
@@ -73,6 +76,7 @@ impl Machine {
                 distinct(&option, pmem, other)?;
             }
         }
+        self.validate_buses()?;
         let placed: Vec<(String, u64, u64)> = self
             .pmem
             .iter()
@@ -148,16 +152,22 @@ impl Machine {
     }
 
     fn validate_slots(&self) -> Result<(), ConfigError> {
-        let units = self.pmem.len() as u64 + u64::from(self.slots.nfit);
+        let own = self.units().iter().max().map_or(0, |last| last + 1);
+        let units = u64::from(own) + u64::from(self.slots.nfit);
         if units > u64::from(MAX_UNITS) {
             return Err(ConfigError::invalid(
                 "--slots",
                 format_args!("nfit={} with {} devices", self.slots.nfit, self.pmem.len()),
                 format_args!("a machine has at most {MAX_UNITS} NFIT units"),
-                format_args!(
-                    "give --slots nfit={} or fewer devices",
-                    MAX_UNITS.saturating_sub(self.pmem.len() as u32)
-                ),
+                format_args!("give --slots nfit={} or fewer devices", MAX_UNITS.saturating_sub(own)),
+            ));
+        }
+        if !(1..=MAX_DIMMS).contains(&self.slots.dimms) {
+            return Err(ConfigError::invalid(
+                "--slots",
+                format_args!("dimms={}", self.slots.dimms),
+                format_args!("a slot has 1 to {MAX_DIMMS} DIMMs"),
+                "give dimms=4 or another number of them",
             ));
         }
         // As wide as it takes for any number that was given.
@@ -234,19 +244,23 @@ pub(super) fn same_file(option: &str, path: &str, other: &str) -> ConfigError {
 
 fn validate_device(option: &str, pmem: &Pmem, warnings: &mut Vec<Warning>) -> Result<(), ConfigError> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-    if !pmem.id.is_empty()
-        && (pmem.id.len() > MAX_ID
-            || !pmem.id.starts_with(|c: char| c.is_ascii_alphabetic())
-            || !pmem.id.chars().all(good)
-            || pmem.id == "ram")
-    {
-        return Err(ConfigError::invalid(
-            "--pmem",
-            format_args!("id={}", pmem.id),
-            "an id is a letter and then letters, digits, - or _, at most 32, and not \"ram\"",
-            "give id=p0 or the like",
-        ));
+    let id = Some(&pmem.id).filter(|id| !id.is_empty());
+    for (key, name, example) in [("id", id, "p0"), ("bus", pmem.bus.as_ref(), "b0")] {
+        let Some(name) = name else { continue };
+        if name.len() > MAX_ID
+            || !name.starts_with(|c: char| c.is_ascii_alphabetic())
+            || !name.chars().all(good)
+            || name == "ram"
+        {
+            return Err(ConfigError::invalid(
+                "--pmem",
+                format_args!("{key}={name}"),
+                "an id is a letter and then letters, digits, - or _, at most 32, and not \"ram\"",
+                format_args!("give {key}={example} or the like"),
+            ));
+        }
     }
+    validate_set(option, pmem)?;
     if let PmemSource::Memory(size) | PmemSource::File { size: Some(size), .. } = &pmem.source {
         check_size(option, *size, warnings)?;
     }

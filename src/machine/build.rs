@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aconite_acpi::layout as fixed;
-use aconite_acpi::{AddressRange, Description, MemoryRange, Processor, Tables, UnitSlot};
+use aconite_acpi::{
+    AddressRange, Description, MemoryRange, NvdimmUnit, Processor, Tables, UnitSlot, UnitWindow,
+};
 use aconite_devices::bus::{Bus, BusError, DeviceId};
 use aconite_devices::clock::Clock;
 use aconite_devices::dma::{Dma, DmaError};
@@ -28,15 +30,17 @@ use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
+use super::arrival::{Arrival, NotAdded};
 use super::bad_ram::{self, BadRamError};
 use super::boot_errors::{BootErrors, BootErrorsError};
 use super::console::ConsoleSink;
 use super::dma::DevicePoison;
 use super::errors::Errors;
 use super::injection::Injections;
-use super::memory::{self, MemoryDevices, MemoryError, Parts, Window};
+use super::memory::{self, MemoryDevices, Parts, Window};
 use super::pcie::{Pcie, PcieError};
 use super::records;
+use super::topology::{Member, Topology};
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
 use crate::config::{self, CheckedPmem, ConfigError, Place};
@@ -81,13 +85,8 @@ pub enum BuildError {
     #[error(transparent)]
     Space(#[from] SpaceError),
     /// A memory device.
-    #[error("Cannot add memory device {id}")]
-    Memory {
-        /// The device.
-        id: String,
-        /// What went wrong.
-        source: MemoryError,
-    },
+    #[error(transparent)]
+    Memory(#[from] NotAdded),
     /// A device's place.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -149,8 +148,10 @@ pub struct Spec<'a> {
 pub struct Plan {
     /// RAM.
     pub ram: Vec<Range<u64>>,
-    /// Places of NFIT units: those of the devices first, then the free ones.
+    /// Places of memory devices, then the free ones.
     pub windows: Vec<Window>,
+    /// DIMMs that each unit has room for.
+    pub dimms: Vec<u32>,
     /// The 64-bit PCI window.
     pub pci64: Range<u64>,
 }
@@ -181,19 +182,57 @@ impl Plan {
         let mut next = 1 + chosen.clone().flatten().max().unwrap_or(SYSTEM_NODE);
         let mut nodes: Vec<_> = chosen.collect();
         nodes.resize(requests.len(), None);
-        let windows = layout
+        let mut units = config.units();
+        let first_free = units.iter().max().map_or(0, |last| last + 1);
+        units.extend(first_free..first_free + config.slots.nfit);
+        let windows: Vec<_> = layout
             .units
             .into_iter()
             .zip(nodes)
-            .map(|(range, node)| Window {
+            .zip(units)
+            .map(|((range, node), unit)| Window {
                 range,
                 node: node.unwrap_or_else(|| {
                     next += 1;
                     next - 1
                 }),
+                unit: unit as usize,
             })
             .collect();
-        Ok(Self { ram: layout.ram, windows, pci64: layout.pci64 })
+        let mut plan = Self { ram: layout.ram, windows, dimms: Vec::new(), pci64: layout.pci64 };
+        plan.dimms = plan
+            .arrivals(config, pmem)
+            .iter()
+            .map(|arrivals| {
+                let dimms = plan.topology(arrivals).map_or(0, |topology| topology.firmware.dimms.len());
+                config.slots.dimms.max(dimms as u32)
+            })
+            .collect();
+        Ok(plan)
+    }
+
+    /// The devices that are there at boot, by unit; the units of free slots have none.
+    pub fn arrivals<'a>(&self, config: &'a config::Machine, pmem: &[CheckedPmem]) -> Vec<Vec<Arrival<'a>>> {
+        let units = self.windows.iter().map(|window| window.unit + 1).max().unwrap_or(0);
+        let mut arrivals = vec![Vec::new(); units];
+        for (window, (pmem, checked)) in config.pmem.iter().zip(pmem).enumerate() {
+            arrivals[self.windows[window].unit].push(Arrival { pmem, checked: *checked, window });
+        }
+        arrivals
+    }
+
+    /// The topology of the unit that arrives; none if nothing does.
+    fn topology(&self, arrivals: &[Arrival<'_>]) -> Option<Topology> {
+        let unit = self.windows[arrivals.first()?.window].unit;
+        let members: Vec<_> = arrivals
+            .iter()
+            .map(|&Arrival { pmem, checked, window }| Member {
+                pmem,
+                size: checked.size.bytes(),
+                window: &self.windows[window],
+            })
+            .collect();
+        Some(Topology::of(unit as u32, &members))
     }
 
     /// The firmware's description of the machine; `occupants` are the units that are there at boot.
@@ -211,12 +250,18 @@ impl Plan {
             pci_window64: Some(range(&self.pci64)),
             pci_proximity: SYSTEM_NODE,
             units: self
-                .windows
+                .dimms
                 .iter()
-                .zip(memory.occupants.iter().cloned().chain(std::iter::repeat(None)))
-                .map(|(window, occupant)| UnitSlot {
-                    window: range(&window.range),
-                    proximity: window.node,
+                .zip(memory.occupants.iter().cloned())
+                .enumerate()
+                .map(|(unit, (&dimms, occupant))| UnitSlot {
+                    windows: self
+                        .windows
+                        .iter()
+                        .filter(|window| window.unit == unit)
+                        .map(|window| UnitWindow { range: range(&window.range), proximity: window.node })
+                        .collect(),
+                    dimms,
                     occupant,
                 })
                 .collect(),
@@ -229,8 +274,8 @@ impl Plan {
 /// What the firmware tables say of memory devices.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
-    /// The units that are there at boot, in the order of the windows.
-    pub occupants: Vec<Option<aconite_acpi::PmemUnit>>,
+    /// What is in each unit at boot.
+    pub occupants: Vec<Option<NvdimmUnit>>,
     /// How far stores must get.
     pub persistence: aconite_acpi::Persistence,
 }
@@ -280,14 +325,10 @@ pub fn tables(config: &config::Machine, pmem: &[CheckedPmem]) -> Result<Tables, 
         _ => DEFAULT_ADDRESS_BITS,
     };
     let plan = Plan::new(config, pmem, address_bits)?;
-    let occupants = config
-        .pmem
+    let occupants = plan
+        .arrivals(config, pmem)
         .iter()
-        .zip(pmem)
-        .enumerate()
-        .map(|(unit, (device, checked))| {
-            Some(memory::firmware(device, checked.size.bytes(), unit, &plan.windows[unit]))
-        })
+        .map(|arrivals| plan.topology(arrivals).map(|topology| topology.firmware))
         .collect();
     let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
     Ok(Tables::build(&plan.description(config, &memory_plan))?)
@@ -335,14 +376,12 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         events: spec.events.clone(),
         stale: stale.clone(),
         windows: plan.windows.clone(),
+        dimms_of_unit: plan.dimms.clone(),
         kernel: spec.kernel_release,
     });
     let mut occupants = Vec::new();
-    for (unit, (device, checked)) in config.pmem.iter().zip(spec.pmem).enumerate() {
-        let firmware = devices
-            .add(device, *checked, unit)
-            .map_err(|source| BuildError::Memory { id: device.id.clone(), source })?;
-        occupants.push(Some(firmware));
+    for (unit, arrivals) in plan.arrivals(config, spec.pmem).iter().enumerate() {
+        occupants.push(if arrivals.is_empty() { None } else { Some(devices.add(unit, arrivals)?) });
     }
 
     let dma = Dma::new(space.dma(), Arc::new(DevicePoison::new(space.clone(), spec.events.clone())));
@@ -485,7 +524,7 @@ impl Devices {
         mmio.insert("ghes", fixed::GHES_REGISTERS, ErrorSources::SIZE, errors.clone())?;
         let registers = Units::new(units.clone(), dma.named("nvdimm"));
         mmio.insert("nvdimm", fixed::UNIT_BASE, Units::SIZE, Arc::new(Mutex::new(registers)))?;
-        for unit in 0..plan.windows.len() as u32 {
+        for unit in 0..plan.dimms.len() as u32 {
             let hint = FlushHint::new(units.clone(), unit);
             let name = format!("flush-hint{unit}");
             mmio.insert(&name, fixed::flush_base(unit), fixed::FLUSH_SIZE, Arc::new(Mutex::new(hint)))?;

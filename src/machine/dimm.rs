@@ -1,4 +1,4 @@
-//! The DIMM behind a memory device: from its description to the model of its firmware.
+//! The DIMMs behind a memory device: from its description to the model of their firmware.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,17 +83,19 @@ impl Kept {
 #[derive(Debug)]
 struct Beside {
     file: Arc<SideFile>,
+    /// The DIMM's number there.
+    dimm: u32,
     label_size: u64,
 }
 
 impl Keeper for Beside {
     fn labels(&self, offset: u64, bytes: &[u8]) -> Result<(), NotKept> {
-        let change = Change::Labels { size: self.label_size, offset, bytes: bytes.to_vec() };
+        let change = Change::Labels { dimm: self.dimm, size: self.label_size, offset, bytes: bytes.to_vec() };
         Ok(self.file.keep(&change)?)
     }
 
     fn record(&self, record: &Record) -> Result<(), NotKept> {
-        Ok(self.file.keep(&Change::Dimm(Box::new(record.clone())))?)
+        Ok(self.file.keep(&Change::Dimm { dimm: self.dimm, record: Box::new(record.clone()) })?)
     }
 }
 
@@ -107,14 +109,14 @@ impl PoisonKeeper for PoisonBeside {
     }
 }
 
-/// Gives the DIMM of a device power.
-pub fn power_on(pmem: &Pmem, kept: &Kept, clock: Clock) -> Result<Arc<Dimm>, DimmError> {
+/// Gives a DIMM of a device power: the one with this number among those that the device keeps.
+pub fn power_on(pmem: &Pmem, kept: &Kept, dimm: u32, clock: Clock) -> Result<Arc<Dimm>, DimmError> {
     let family = match pmem.family {
         Family::Intel => nvdimm::Family::Intel,
         Family::Microsoft => nvdimm::Family::Microsoft,
         Family::None => nvdimm::Family::None,
     };
-    let content = kept.content();
+    let content = kept.content().dimm(dimm);
     let before = content.labels.unwrap_or_else(|| vec![0; LABEL_AREA_SIZE]);
     let labels = match &pmem.labels {
         Labels::None => None,
@@ -126,14 +128,14 @@ pub fn power_on(pmem: &Pmem, kept: &Kept, clock: Clock) -> Result<Arc<Dimm>, Dim
         Kept::Here(_) => Arc::new(Forgetful),
         Kept::Beside(file) => {
             let label_size = labels.as_ref().map_or(0, |area| area.len() as u64);
-            let keeper = Beside { file: file.clone(), label_size };
+            let keeper = Beside { file: file.clone(), dimm, label_size };
             if let Some(area) = labels.as_ref().filter(|area| **area != before) {
                 keeper.labels(0, area).map_err(DimmError::NotKept)?;
             }
             Arc::new(keeper)
         }
     };
-    let record = content.dimm.unwrap_or_default();
+    let record = content.record.unwrap_or_default();
     Ok(Arc::new(Dimm::new(DimmConfig { family, labels, record, keeper, clock }).map_err(DimmError::NotKept)?))
 }
 
@@ -151,10 +153,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::sidefile::DimmContent;
     use crate::units::{GIB, Size};
 
     fn power_on(pmem: &Pmem, kept: &Kept) -> Result<Arc<Dimm>, DimmError> {
-        super::power_on(pmem, kept, Arc::new(|| Duration::ZERO))
+        super::power_on(pmem, kept, 0, Arc::new(|| Duration::ZERO))
     }
 
     fn pmem(labels: Labels) -> Pmem {
@@ -170,7 +173,8 @@ mod tests {
         assert_eq!(area(Labels::Init), Some(empty_area(LABEL_AREA_SIZE)));
         let mut used = empty_area(4096);
         used[1024..1030].copy_from_slice(b"labels");
-        let kept = Kept::Here(Content { labels: Some(used.clone()), ..Content::default() });
+        let dimms = vec![DimmContent { labels: Some(used.clone()), record: None }];
+        let kept = Kept::Here(Content { dimms, ..Content::default() });
         for labels in [Labels::Kept, Labels::Init] {
             assert_eq!(power_on(&pmem(labels), &kept).unwrap().labels(), Some(used.clone()));
         }
@@ -201,6 +205,6 @@ mod tests {
         assert!(!SideFile::path_of(&file).exists());
         power_on(&pmem(Labels::Init), &kept).unwrap();
         let again = Kept::of_file(&file, GIB, true, false).unwrap();
-        assert_eq!(again.content().labels, Some(empty_area(LABEL_AREA_SIZE)));
+        assert_eq!(again.content().dimm(0).labels, Some(empty_area(LABEL_AREA_SIZE)));
     }
 }

@@ -1,4 +1,4 @@
-//! The medium of a unit: what the firmware's model asks of the memory behind it.
+//! The medium of a device: what the firmware's model asks of the memory behind it.
 
 use std::io;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::command::{ClearedBy, Event, EventBus};
 use crate::kvm::Baton;
 use crate::memory::{AddressSpace, LINE_SIZE, Region, round_out};
 
-/// The medium of a unit, as its firmware sees it: the poison map of its region.
+/// The medium of a device, as its firmware sees it: the poison map of its region.
 #[derive(Debug)]
 pub struct RegionMedia {
     /// The memory.
@@ -77,18 +77,17 @@ impl Media for RegionMedia {
         }
     }
 
-    fn erase(&self) -> bool {
-        let Some(backing) = self.region.alias().file_offset().filter(|_| self.region.writable()) else {
+    fn erase(&self, parts: &mut dyn Iterator<Item = Range<u64>>) -> bool {
+        if !self.region.writable() {
             return false;
-        };
-        // A file system without holes has zeros written.
-        let hole =
-            fallocate(backing.file(), FallocateMode::PunchHole, true, backing.start(), self.region.len());
-        let erased = hole.map_err(io::Error::from).or_else(|_| write_zeros(&self.region));
-        if let Err(error) = &erased {
-            tracing::error!(%error, device = self.region.name(), "data could not be erased");
         }
-        erased.is_ok()
+        for part in parts {
+            if let Err(error) = erase(&self.region, self.offsets(&part)) {
+                tracing::error!(%error, device = self.region.name(), "data could not be erased");
+                return false;
+            }
+        }
+        true
     }
 
     fn flush(&self) {
@@ -105,13 +104,29 @@ impl Media for RegionMedia {
 /// Bytes that are written at once.
 const CHUNK: usize = 1 << 20;
 
-/// Writes zeros to all of a region through the map that never traps.
-fn write_zeros(region: &Region) -> io::Result<()> {
-    let zeros = vec![0u8; CHUNK];
+/// Parts from this size on become holes in the file.
+const HOLE: u64 = 1 << 20;
+
+/// Fills a part of a region with zeros, by offset in it.
+fn erase(region: &Region, part: Range<u64>) -> io::Result<()> {
+    let length = part.end.saturating_sub(part.start);
+    if let Some(backing) = region.alias().file_offset().filter(|_| length >= HOLE) {
+        let start = backing.start() + part.start;
+        if fallocate(backing.file(), FallocateMode::PunchHole, true, start, length).is_ok() {
+            return Ok(());
+        }
+        // A file system without holes has zeros written.
+    }
+    write_zeros(region, part)
+}
+
+/// Writes zeros through the map that never traps.
+fn write_zeros(region: &Region, part: Range<u64>) -> io::Result<()> {
+    let zeros = vec![0u8; CHUNK.min((part.end - part.start) as usize)];
     let map = region.alias();
-    for start in (0..map.size()).step_by(CHUNK) {
-        let length = CHUNK.min(map.size() - start);
-        let slice = map.get_slice(start, length).map_err(io::Error::other)?;
+    for start in (part.start..part.end).step_by(CHUNK) {
+        let length = zeros.len().min((part.end - start) as usize);
+        let slice = map.get_slice(start as usize, length).map_err(io::Error::other)?;
         slice.copy_from(&zeros[..length]);
     }
     Ok(())

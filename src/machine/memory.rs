@@ -1,40 +1,33 @@
 //! The memory devices of a machine: which are there, which have gone, and what can be done to them.
 //!
-//! How they go and come is in [`super::plug`]. What changes maps or slots takes a [`crate::kvm::Held`]: the caller shows
+//! How they come is in [`super::arrival`], how they go in [`super::plug`]. What changes maps or slots takes a [`crate::kvm::Held`]: the caller shows
 //! that no vCPU runs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use aconite_acpi::Persistence;
 use aconite_acpi::platform::{EventTarget, FirmwareEvent};
-use aconite_acpi::{AddressRange, DimmFlags, Persistence, PmemUnit};
 use aconite_devices::bus::lock;
-use aconite_devices::nvdimm::{Dimm, Unit, UnitConfig, UnitError, UnitTable};
+use aconite_devices::nvdimm::{Dimm, UnitError, UnitTable};
 use aconite_devices::platform::Platform;
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::build::monotonic_clock;
-use super::dimm::{self, DimmError, Kept};
-use super::media::RegionMedia;
+use super::dimm::DimmError;
 use super::operations::Operations;
-use super::poison::guard_room;
 use super::removal::Removal;
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
     StaleAnswer, StaleState,
 };
-use crate::config::{Channel, CheckedPmem, Pmem, PmemSource, Via};
+use crate::config::{Channel, Pmem, PmemSource, Via};
 use crate::fault::StaleLog;
 use crate::kvm::{Baton, KvmError, Slot, Vm};
-use crate::memory::backing::{self, BackingError};
-use crate::memory::{
-    AddressSpace, Backing, GuardError, LINE_SIZE, MapError, PoisonPolicy, Region, RegionKind, SpaceError,
-};
-use crate::sidefile::{Content, SideFileError};
+use crate::memory::backing::BackingError;
+use crate::memory::{AddressSpace, GuardError, LINE_SIZE, MapError, Region, SpaceError};
+use crate::sidefile::SideFileError;
 
 /// Persistence that the platform capabilities promise: a store is durable once it has left the CPU cache
 /// for the file's page, and the flush hint writes that back.
@@ -71,13 +64,15 @@ pub enum MemoryError {
     SideFile(#[from] SideFileError),
 }
 
-/// Where a unit may be.
+/// Where a range of a unit may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Guest-physical addresses.
     pub range: Range<u64>,
     /// Proximity domain.
     pub node: u32,
+    /// The unit whose range is there.
+    pub unit: usize,
 }
 
 /// A device, present or departed.
@@ -85,15 +80,18 @@ pub struct Window {
 pub(super) struct Device {
     /// Its id.
     pub(super) id: String,
-    pmem: Pmem,
-    /// Index of its window and its firmware.
+    pub(super) pmem: Pmem,
+    /// Index of its firmware.
     pub(super) unit: usize,
+    /// Index of its window.
+    pub(super) window: usize,
     /// Where it stands.
     pub(super) state: MemoryState,
     /// Its memory.
     pub(super) region: Arc<Region>,
-    dimm: Arc<Dimm>,
-    _slot: Slot,
+    /// The DIMMs whose state it keeps.
+    pub(super) dimms: Vec<Arc<Dimm>>,
+    pub(super) _slot: Slot,
     /// How it can be removed.
     pub(super) channel: Channel,
     /// The channel of its last removal.
@@ -103,15 +101,17 @@ pub(super) struct Device {
 /// All memory devices of a machine.
 #[derive(Debug)]
 pub struct MemoryDevices {
-    vm: Arc<Vm>,
+    pub(super) vm: Arc<Vm>,
     /// Where everything lies.
     pub(super) space: Arc<AddressSpace>,
     pub(super) units: Arc<UnitTable>,
-    baton: Arc<Baton>,
+    pub(super) baton: Arc<Baton>,
     /// The event stream.
     pub(super) events: EventBus,
     pub(super) stale: Arc<StaleLog>,
     pub(super) windows: Vec<Window>,
+    /// DIMMs that each unit has room for.
+    pub(super) dimms_of_unit: Vec<u32>,
     kernel: Option<(u32, u32)>,
     pub(super) devices: Vec<Device>,
     /// Memory without a file, kept under the device's id so that a reboot finds it again.
@@ -138,6 +138,8 @@ pub struct Parts {
     pub stale: Arc<StaleLog>,
     /// Places for units.
     pub windows: Vec<Window>,
+    /// DIMMs that each unit has room for.
+    pub dimms_of_unit: Vec<u32>,
     /// The guest kernel's version, where its image says.
     pub kernel: Option<String>,
 }
@@ -153,78 +155,13 @@ impl MemoryDevices {
             events: parts.events,
             stale: parts.stale,
             windows: parts.windows,
+            dimms_of_unit: parts.dimms_of_unit,
             kernel: parts.kernel.as_deref().and_then(major_minor),
             devices: Vec::new(),
             anonymous: HashMap::new(),
             operations: Operations::default(),
             removals: BTreeMap::new(),
         }
-    }
-
-    /// Puts a device into window `unit`, and returns its firmware's description.
-    pub fn add(&mut self, pmem: &Pmem, checked: CheckedPmem, unit: usize) -> Result<PmemUnit, MemoryError> {
-        let window = self.windows[unit].clone();
-        let size = checked.size.bytes();
-        let file = match &pmem.source {
-            PmemSource::Memory(_) => {
-                if let Some(kept) = self.anonymous.get(&pmem.id) {
-                    kept.try_clone().map_err(|source| BackingError::Anonymous { size, source })?
-                } else {
-                    let file = backing::anonymous(c"aconite-pmem", size)?;
-                    let kept = file.try_clone().map_err(|source| BackingError::Anonymous { size, source })?;
-                    self.anonymous.insert(pmem.id.clone(), kept);
-                    file
-                }
-            }
-            PmemSource::File { path, .. } => backing::open(path, size, !pmem.readonly, checked.create)?,
-        };
-        let kept = match &pmem.source {
-            PmemSource::Memory(_) => Kept::Here(Content::default()),
-            // There is no side file among files that consist of whole huge pages.
-            PmemSource::File { path, .. } if on_hugetlbfs(path)? => Kept::Here(Content::default()),
-            PmemSource::File { path, .. } => Kept::of_file(path, size, pmem.readonly, checked.create)?,
-        };
-        let backing = Backing { file, offset: 0, writable: !pmem.readonly };
-        let region = Arc::new(Region::new(&pmem.id, RegionKind::Pmem, window.range.start, size, backing)?);
-        region.set_policy(PoisonPolicy { full_line_store: pmem.full_line_store, ..PoisonPolicy::default() });
-        let firmware = firmware(pmem, size, unit, &window);
-        kept.restore_poison(&region, guard_room(&self.space, &region))?;
-        let dimm = dimm::power_on(pmem, &kept, monotonic_clock())?;
-        let media = Arc::new(RegionMedia {
-            region: region.clone(),
-            space: self.space.clone(),
-            baton: self.baton.clone(),
-            events: self.events.clone(),
-        });
-        let firmware_unit = Unit::new(UnitConfig::new(
-            unit as u32,
-            window.range.start,
-            size,
-            firmware.fit(PERSISTENCE),
-            media,
-            dimm.clone(),
-        ))?;
-        self.space.insert(region.clone())?;
-        let slot = match self.vm.map(&region) {
-            Ok(slot) => slot,
-            Err(error) => {
-                self.space.remove(region.gpa());
-                return Err(error.into());
-            }
-        };
-        self.units.insert(firmware_unit)?;
-        self.devices.push(Device {
-            id: pmem.id.clone(),
-            pmem: pmem.clone(),
-            unit,
-            state: MemoryState::Present,
-            region,
-            dimm,
-            _slot: slot,
-            channel: pmem.channel.unwrap_or(self.default_channel()),
-            left_by: None,
-        });
-        Ok(firmware)
     }
 
     /// Windows in which there is no device, or one that has departed.
@@ -262,7 +199,7 @@ impl MemoryDevices {
         let unit = device.unit as u32;
         let target = match kind {
             NotifyKind::Uncorrectable | NotifyKind::Update => EventTarget::Root(unit),
-            NotifyKind::Health => EventTarget::Dimm(unit),
+            NotifyKind::Health => EventTarget::Dimm { unit, dimm: 0 },
         };
         lock(platform).push(FirmwareEvent { target, code: kind.code() });
         self.events.publish(Event::NotifySent { device: id.to_owned(), kind });
@@ -274,7 +211,7 @@ impl MemoryDevices {
         lock(platform).push(event);
         let (unit, kind) = match event.target {
             EventTarget::Root(unit) => (unit, NotifyKind::Uncorrectable),
-            EventTarget::Dimm(unit) => (unit, NotifyKind::Health),
+            EventTarget::Dimm { unit, .. } => (unit, NotifyKind::Health),
             EventTarget::Container(_) | EventTarget::ErrorDevice => return,
         };
         if let Some(device) = self.devices.iter().find(|device| device.unit == unit as usize) {
@@ -285,7 +222,7 @@ impl MemoryDevices {
     /// Tells every DIMM that its power will go.
     pub fn power_off(&self) {
         for device in self.devices.iter().filter(|device| device.state == MemoryState::Present) {
-            if let Err(error) = device.dimm.power_off() {
+            if let Err(error) = device.dimms.iter().try_for_each(|dimm| dimm.power_off()) {
                 tracing::error!(%error, device = device.id, "the next start will be told of an unsafe shutdown");
             }
         }
@@ -314,7 +251,7 @@ impl MemoryDevices {
             via: Via::Nfit,
             channel: device.channel,
             no_channel_because: (device.channel == Channel::None).then(|| self.no_channel(device).message),
-            node: self.windows[device.unit].node,
+            node: self.windows[device.window].node,
             readonly: device.pmem.readonly,
             file: match &device.pmem.source {
                 PmemSource::File { path, .. } => Some(path.display().to_string()),
@@ -371,28 +308,6 @@ impl MemoryDevices {
             format!("insert a device in its place (at={id}), or name one that is present"),
         ))
     }
-}
-
-/// What the firmware says of a device in window `unit`.
-///
-/// The serial number belongs to the device's id, so that a device keeps it in another slot.
-pub fn firmware(pmem: &Pmem, size: u64, unit: usize, window: &Window) -> PmemUnit {
-    let mut hash = Sha256::new();
-    hash.update(pmem.id.as_bytes());
-    let digest = hash.finalize();
-    PmemUnit {
-        unit: unit as u32,
-        range: AddressRange { base: window.range.start, size },
-        proximity: window.node,
-        serial: u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]]),
-        flags: if pmem.readonly { pmem.flags.0.union(DimmFlags::NOT_ARMED) } else { pmem.flags.0 },
-        flush_hint: true,
-    }
-}
-
-fn on_hugetlbfs(path: &Path) -> Result<bool, BackingError> {
-    let page = backing::huge_page(path);
-    page.map(|page| page.is_some()).map_err(|source| BackingError::Open { path: path.to_owned(), source })
 }
 
 /// Bytes of a window.

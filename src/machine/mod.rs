@@ -4,6 +4,7 @@
 //! vCPU threads send what a device access leaves to do; the API and the command line send commands.
 
 mod agent_port;
+mod arrival;
 mod bad_ram;
 mod boot_errors;
 mod build;
@@ -26,6 +27,7 @@ mod poison;
 mod records;
 mod removal;
 mod tell;
+mod topology;
 
 use std::collections::VecDeque;
 use std::io;

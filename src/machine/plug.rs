@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use aconite_acpi::platform::notify;
 use aconite_acpi::platform::unit::OsStatus;
 
+use super::arrival::{Arrival, NotAdded};
 use super::chain;
 use super::memory::{Device, MemoryDevices, MemoryError, length, state_name};
 use super::removal::{Action, Happening, PATIENCE, Removal, unasked};
@@ -39,12 +40,12 @@ impl MemoryDevices {
         id: &str,
         farewell: Farewell,
     ) -> Result<Operation, Error> {
-        let device = self.find(id)?;
+        let device = self.leaving(id)?;
         let unit = device.unit;
         let overtakes = farewell.mode == RemoveMode::Surprise
             && self.removals.get(&unit).is_some_and(|removal| removal.mode == RemoveMode::Eject);
         if !overtakes {
-            self.present(id)?;
+            self.present(&device.id)?;
         }
         let channel = farewell.via.unwrap_or(device.channel);
         if channel == Channel::None {
@@ -66,6 +67,30 @@ impl MemoryDevices {
         self.removals.insert(unit, removal.clone());
         self.carry_out(ways, unit, Some(&removal), actions);
         self.operations.get(operation.operation)
+    }
+
+    /// The device whose unit is to go: the one with this id, or any one on the bus with this name. Devices of a bus go
+    /// together, since Linux cannot remove a part of what one root device has.
+    fn leaving(&self, id: &str) -> Result<&Device, Error> {
+        if let Some(device) = self.devices.iter().find(|d| d.pmem.bus.as_deref() == Some(id)) {
+            return Ok(self.of_unit(device.unit).next().unwrap_or(device));
+        }
+        let device = self.find(id)?;
+        let others: Vec<_> =
+            self.of_unit(device.unit).filter(|d| d.id != id).map(|d| d.id.as_str()).collect();
+        match &device.pmem.bus {
+            Some(bus) if !others.is_empty() => Err(Error::new(
+                ErrorCode::NotSupported,
+                format!("{id} is on bus {bus} with {}: they can only be removed together", others.join(", ")),
+                format!("remove the bus ({bus})"),
+            )),
+            _ => Ok(device),
+        }
+    }
+
+    /// The devices of a unit that have not departed.
+    fn of_unit(&self, unit: usize) -> impl Iterator<Item = &Device> {
+        self.devices.iter().filter(move |d| d.unit == unit && d.state != MemoryState::Departed)
     }
 
     /// The guest has ejected unit `unit`; its firmware has already let go of it.
@@ -151,36 +176,42 @@ impl MemoryDevices {
     }
 
     fn carry_out(&mut self, ways: &Ways, unit: usize, removal: Option<&Removal>, actions: Vec<Action>) {
-        let Some(device) = self.devices.iter().find(|d| d.unit == unit) else { return };
-        let (id, own_channel, range) = (device.id.clone(), device.channel, device.region.range());
+        let ids: Vec<_> = self.of_unit(unit).map(|device| (device.id.clone(), device.channel)).collect();
+        let ranges: Vec<_> = self.of_unit(unit).map(|device| device.region.range()).collect();
         for action in actions {
             match action {
                 Action::Step(step, detail) => {
-                    self.events.publish(Event::Removal {
-                        device: id.clone(),
-                        operation: removal.map_or(0, |removal| removal.operation),
-                        step,
-                        mode: removal.map_or(RemoveMode::Eject, |removal| removal.mode),
-                        channel: removal.map_or(own_channel, |removal| removal.channel),
-                        detail,
-                    });
+                    for (id, own_channel) in &ids {
+                        self.events.publish(Event::Removal {
+                            device: id.clone(),
+                            operation: removal.map_or(0, |removal| removal.operation),
+                            step,
+                            mode: removal.map_or(RemoveMode::Eject, |removal| removal.mode),
+                            channel: removal.map_or(*own_channel, |removal| removal.channel),
+                            detail: detail.clone(),
+                        });
+                    }
                 }
                 Action::TakeMemory => {
                     if let Err(error) = self.take_memory(unit) {
-                        tracing::error!(%error, device = id, "memory that the guest has given back stays within reach");
-                        self.set_state(unit, MemoryState::Present);
+                        tracing::error!(%error, unit, "memory that the guest has given back stays within reach");
+                        for device in
+                            self.devices.iter_mut().filter(|d| ids.iter().any(|(id, _)| *id == d.id))
+                        {
+                            device.state = MemoryState::Present;
+                        }
                         self.end_removal(removal, Some(host_limit(error)));
                         return;
                     }
                 }
                 Action::TellGuest => {
                     if let Some(removal) = removal {
-                        ways.tell_removal(removal, unit, range.clone());
+                        ways.tell_removal(removal, unit, ranges.clone());
                     }
                 }
                 Action::State(state) => {
-                    self.set_state(unit, state);
-                    if let Some(device) = self.devices.iter_mut().find(|d| d.unit == unit) {
+                    for device in self.devices.iter_mut().filter(|d| ids.iter().any(|(id, _)| *id == d.id)) {
+                        device.state = state;
                         device.left_by = removal.map(|removal| removal.channel);
                     }
                 }
@@ -190,17 +221,11 @@ impl MemoryDevices {
     }
 
     fn take_memory(&self, unit: usize) -> Result<(), MapError> {
-        if let Some(device) = self.devices.iter().find(|d| d.unit == unit) {
+        for device in self.of_unit(unit) {
             self.space.depart(&device.region)?;
-            self.units.remove(unit as u32);
         }
+        self.units.remove(unit as u32);
         Ok(())
-    }
-
-    fn set_state(&mut self, unit: usize, state: MemoryState) {
-        if let Some(device) = self.devices.iter_mut().find(|d| d.unit == unit) {
-            device.state = state;
-        }
     }
 
     fn end_removal(&mut self, removal: Option<&Removal>, error: Option<Error>) {
@@ -239,8 +264,9 @@ impl MemoryDevices {
         if let Some(device) = named.filter(|d| d.state != MemoryState::Departed) {
             return Err(in_use(device));
         }
-        let unit = self.place(pmem, size)?;
-        if let Some(device) = named.filter(|d| d.unit != unit) {
+        let window = self.place(pmem, size)?;
+        let unit = self.windows[window].unit;
+        if let Some(device) = named.filter(|d| d.window != window) {
             return Err(in_use(device));
         }
         // A driver that the agent has unbound comes back by the agent only.
@@ -248,14 +274,14 @@ impl MemoryDevices {
         let channel = if unbound { Channel::Agent } else { pmem.channel.unwrap_or(self.default_channel()) };
         ways.check(channel)?;
         let operation = self.operations.begin(operation("insert", &pmem.id, channel));
-        if let Some(old) = self.devices.iter().position(|d| d.unit == unit) {
+        if let Some(old) = self.devices.iter().position(|d| d.window == window) {
             let old = self.devices.remove(old);
             self.clear_window(&old, operation.operation, &pmem.id);
             let (id, range) = (old.id.clone(), old.region.range());
             drop(old);
             self.tell_of_old_mappings(held, vcpus, &id, range, operation.operation);
         }
-        if let Err(error) = self.add(pmem, checked, unit) {
+        if let Err(NotAdded { source: error, .. }) = self.add(unit, &[Arrival { pmem, checked, window }]) {
             let code = match &error {
                 MemoryError::Backing(BackingError::InUse { .. }) => ErrorCode::FileInUse,
                 _ => ErrorCode::HostLimit,
@@ -267,10 +293,10 @@ impl MemoryDevices {
         self.events.publish(Event::Inserted {
             device: pmem.id.clone(),
             operation: operation.operation,
-            gpa: self.windows[unit].range.start.into(),
+            gpa: self.windows[window].range.start.into(),
             size,
         });
-        if ways.tell_insertion(operation.operation, channel, unit, self.windows[unit].range.clone()) {
+        if ways.tell_insertion(operation.operation, channel, unit, vec![self.windows[window].range.clone()]) {
             self.end(operation.operation, None);
         }
         self.operations.get(operation.operation)
@@ -309,27 +335,62 @@ impl MemoryDevices {
     }
 
     /// A window in which nothing ever was, or else the one whose device has departed first.
-    fn free_window(&self, size: u64) -> Option<usize> {
-        let fits = |unit: &usize| length(&self.windows[*unit]) >= size;
-        let untouched = |unit: &usize| self.devices.iter().all(|d| d.unit != *unit);
-        let departed = self.devices.iter().filter(|d| d.state == MemoryState::Departed).map(|d| d.unit);
+    fn free_window(&self, pmem: &Pmem, size: u64) -> Option<usize> {
+        let fits = |window: &usize| self.fits(*window, pmem, size).is_ok();
+        let untouched = |window: &usize| self.devices.iter().all(|d| d.window != *window);
+        let departed = self.devices.iter().filter(|d| d.state == MemoryState::Departed).map(|d| d.window);
         (0..self.windows.len()).filter(untouched).chain(departed).find(fits)
+    }
+
+    /// Whether a device can go into a window.
+    fn fits(&self, window: usize, pmem: &Pmem, size: u64) -> Result<(), Error> {
+        let at = &self.windows[window];
+        if let Some(device) = self.of_unit(at.unit).next() {
+            let (other, gpa) = (&device.id, device.region.gpa());
+            return Err(match device.window == window {
+                true => {
+                    Error::new(ErrorCode::AddressInUse, format!("{other} is at {gpa:#x}"), "remove it first")
+                }
+                false => Error::new(
+                    ErrorCode::AddressInUse,
+                    format!("The slot at {:#x} is on the bus that {other} is on", at.range.start),
+                    "remove the bus first, or insert the device into another slot",
+                ),
+            });
+        }
+        let room = length(at);
+        if room < size {
+            return Err(Error::new(
+                ErrorCode::NoFreeSlot,
+                format!("The slot at {:#x} holds {room:#x} bytes, not {size:#x}", at.range.start),
+                "insert a smaller device, or declare larger slots",
+            ));
+        }
+        let (dimms, most) = (pmem.dimms.count(), self.dimms_of_unit[at.unit]);
+        if dimms > most {
+            return Err(Error::new(
+                ErrorCode::NoFreeSlot,
+                format!("The slot at {:#x} is for {most} DIMMs, not {dimms}", at.range.start),
+                format!("declare slots for as many when the machine starts (--slots nfit=N,dimms={dimms})"),
+            ));
+        }
+        Ok(())
     }
 
     /// The window in which `pmem` goes.
     fn place(&self, pmem: &Pmem, size: u64) -> Result<usize, Error> {
-        let taken = |unit: usize| self.devices.iter().find(|d| d.unit == unit);
-        let unit = match &pmem.at {
+        let window = match &pmem.at {
             // An id keeps its address.
-            None if self.devices.iter().any(|d| d.id == pmem.id) => self.find(&pmem.id)?.unit,
-            None => self.free_window(size).ok_or_else(|| {
+            None if self.devices.iter().any(|d| d.id == pmem.id) => self.find(&pmem.id)?.window,
+            None => self.free_window(pmem, size).ok_or_else(|| {
+                let dimms = pmem.dimms.count();
                 Error::new(
                     ErrorCode::NoFreeSlot,
-                    format!("No free slot holds {size:#x} bytes"),
-                    "declare slots when the machine starts (--slots nfit=N,size=SIZE), or remove a device",
+                    format!("No free slot holds {size:#x} bytes on {dimms} DIMMs"),
+                    "declare slots when the machine starts (--slots nfit=N,size=SIZE,dimms=M), or remove a device",
                 )
             })?,
-            Some(Place::Device(id)) => self.find(id)?.unit,
+            Some(Place::Device(id)) => self.find(id)?.window,
             Some(Place::Address(address)) => {
                 self.windows.iter().position(|w| w.range.start == address.0).ok_or_else(|| {
                     Error::new(
@@ -347,25 +408,8 @@ impl MemoryDevices {
                 })?
             }
         };
-        if let Some(device) = taken(unit).filter(|d| d.state != MemoryState::Departed) {
-            return Err(Error::new(
-                ErrorCode::AddressInUse,
-                format!("{} is at {:#x}", device.id, device.region.gpa()),
-                "remove it first",
-            ));
-        }
-        let room = length(&self.windows[unit]);
-        if room < size {
-            return Err(Error::new(
-                ErrorCode::NoFreeSlot,
-                format!(
-                    "The slot at {:#x} holds {room:#x} bytes, not {size:#x}",
-                    self.windows[unit].range.start
-                ),
-                "insert a smaller device, or declare larger slots",
-            ));
-        }
-        Ok(unit)
+        self.fits(window, pmem, size)?;
+        Ok(window)
     }
 }
 

@@ -20,13 +20,13 @@ pub struct GuestUnit {
     /// Its root device in the ACPI namespace.
     pub path: String,
     /// Its guest-physical addresses.
-    pub range: Range<u64>,
+    pub ranges: Vec<Range<u64>>,
 }
 
 impl GuestUnit {
-    /// The unit in window `unit`.
-    pub fn new(unit: usize, range: Range<u64>) -> Self {
-        Self { path: aconite_acpi::target_path(EventTarget::Root(unit as u32)), range }
+    /// Unit number `unit`.
+    pub fn new(unit: usize, ranges: Vec<Range<u64>>) -> Self {
+        Self { path: aconite_acpi::target_path(EventTarget::Root(unit as u32)), ranges }
     }
 }
 
@@ -73,7 +73,7 @@ impl Ways {
     }
 
     /// Tells the guest that a device goes.
-    pub fn tell_removal(&self, removal: &Removal, unit: usize, range: Range<u64>) {
+    pub fn tell_removal(&self, removal: &Removal, unit: usize, ranges: Vec<Range<u64>>) {
         let Removal { operation, mode, .. } = *removal;
         match removal.channel {
             Channel::Container => {
@@ -84,7 +84,7 @@ impl Ways {
                 self.notify(unit, code);
             }
             Channel::Agent => self.ask(operation, move |agent| {
-                let asked = agent.let_go(&GuestUnit::new(unit, range), mode);
+                let asked = agent.let_go(&GuestUnit::new(unit, ranges), mode);
                 let happening = match asked {
                     Ok(()) => Happening::LetGo("the agent has unbound the driver".to_owned()),
                     Err(error) => Happening::Refused(error.message),
@@ -96,14 +96,20 @@ impl Ways {
     }
 
     /// Tells the guest that a device has come. Whether that is over with it: otherwise something will be heard.
-    pub fn tell_insertion(&self, operation: u64, channel: Channel, unit: usize, range: Range<u64>) -> bool {
+    pub fn tell_insertion(
+        &self,
+        operation: u64,
+        channel: Channel,
+        unit: usize,
+        ranges: Vec<Range<u64>>,
+    ) -> bool {
         if channel != Channel::Agent {
             self.notify(unit, notify::BUS_CHECK);
             return true;
         }
         self.ask(operation, move |agent| Heard::Inserted {
             operation,
-            error: agent.take_up(&GuestUnit::new(unit, range)).err(),
+            error: agent.take_up(&GuestUnit::new(unit, ranges)).err(),
         });
         false
     }

@@ -84,13 +84,13 @@ impl GuestAgent for Agent {
     }
 
     fn let_go(&self, unit: &GuestUnit, mode: RemoveMode) -> Result<(), Error> {
-        let GuestUnit { path, range } = unit;
         let word = if mode == RemoveMode::Eject { unit::RELEASE } else { unit::DROP };
-        let (start, length) = (format!("{:#x}", range.start), format!("{:#x}", range.end - range.start));
-        self.unit([word, path, &start, &length])
+        let numbers = unit.ranges.iter().flat_map(|range| [range.start, range.end - range.start]);
+        let numbers: Vec<_> = numbers.map(|number| format!("{number:#x}")).collect();
+        self.unit([word, unit.path.as_str()].into_iter().chain(numbers.iter().map(String::as_str)))
     }
 
     fn take_up(&self, unit: &GuestUnit) -> Result<(), Error> {
-        self.unit([unit::BIND, &unit.path])
+        self.unit([unit::BIND, unit.path.as_str()])
     }
 }

@@ -2,15 +2,19 @@
 
 use std::ops::Range;
 
+use aconite_acpi::layout::MAX_DIMMS;
 use aconite_devices::nvdimm::{LABEL_AREA_MAX, Record};
 
 use super::content::{Content, Reader};
+use super::layout::ONE_DIMM;
 
 /// A change of a [`Content`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Bytes were written to the label area.
     Labels {
+        /// The DIMM's number among the device's own.
+        dimm: u32,
         /// Size of the area: it begins as zeros.
         size: u64,
         /// Where in the area.
@@ -18,8 +22,13 @@ pub enum Change {
         /// What; it does not reach beyond the area.
         bytes: Vec<u8>,
     },
-    /// The DIMM remembers something else.
-    Dimm(Box<Record>),
+    /// A DIMM remembers something else.
+    Dimm {
+        /// The DIMM's number among the device's own.
+        dimm: u32,
+        /// What it remembers.
+        record: Box<Record>,
+    },
     /// Lines were poisoned.
     Poisoned(Vec<Range<u64>>),
     /// Lines were cleaned.
@@ -35,13 +44,13 @@ impl Change {
     /// Carries the change out.
     pub(super) fn apply(&self, content: &mut Content) {
         match self {
-            Self::Labels { size, offset, bytes } => {
-                let area = content.labels.get_or_insert_default();
+            Self::Labels { dimm, size, offset, bytes } => {
+                let area = content.dimm_mut(*dimm).labels.get_or_insert_default();
                 area.resize(*size as usize, 0);
                 let start = *offset as usize;
                 area[start..start + bytes.len()].copy_from_slice(bytes);
             }
-            Self::Dimm(record) => content.dimm = Some((**record).clone()),
+            Self::Dimm { dimm, record } => content.dimm_mut(*dimm).record = Some((**record).clone()),
             Self::Poisoned(ranges) => ranges.iter().for_each(|range| content.poison.insert(range.clone())),
             Self::Cleaned(ranges) => ranges.iter().for_each(|range| content.poison.remove(range.clone())),
         }
@@ -52,12 +61,12 @@ impl Change {
         let mut encoded = Vec::new();
         let mut number = |n: u64| encoded.extend(n.to_le_bytes());
         match self {
-            Self::Labels { size, offset, bytes } => {
-                [LABELS, *size, *offset].into_iter().for_each(number);
+            Self::Labels { dimm, size, offset, bytes } => {
+                [LABELS, (*dimm).into(), *size, *offset].into_iter().for_each(number);
                 encoded.extend(bytes);
             }
-            Self::Dimm(record) => {
-                number(DIMM);
+            Self::Dimm { dimm, record } => {
+                [DIMM, (*dimm).into()].into_iter().for_each(number);
                 encoded.extend(record.to_bytes());
             }
             Self::Poisoned(ranges) | Self::Cleaned(ranges) => {
@@ -68,17 +77,25 @@ impl Change {
         encoded
     }
 
-    /// The change with these bytes; `None` if they are none.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// The change with these bytes in a file of this version; `None` if they are none.
+    pub(super) fn decode(bytes: &[u8], version: u32) -> Option<Self> {
         let mut reader = Reader(bytes);
+        let dimm = |reader: &mut Reader<'_>| match version {
+            ONE_DIMM => Some(0),
+            _ => u32::try_from(reader.u64()?).ok().filter(|dimm| *dimm < MAX_DIMMS),
+        };
         Some(match reader.u64()? {
             LABELS => {
+                let dimm = dimm(&mut reader)?;
                 let (size, offset, bytes) = (reader.u64()?, reader.u64()?, reader.0.to_vec());
                 let end = offset.checked_add(bytes.len() as u64)?;
                 let fits = size <= LABEL_AREA_MAX as u64 && end <= size;
-                fits.then_some(Self::Labels { size, offset, bytes })?
+                fits.then_some(Self::Labels { dimm, size, offset, bytes })?
             }
-            DIMM => Self::Dimm(Box::new(Record::from_bytes(reader.0)?)),
+            DIMM => {
+                let dimm = dimm(&mut reader)?;
+                Self::Dimm { dimm, record: Box::new(Record::from_bytes(reader.0)?) }
+            }
             kind @ (POISONED | CLEANED) => {
                 let mut ranges = Vec::new();
                 while !reader.0.is_empty() {

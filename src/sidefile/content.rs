@@ -3,6 +3,7 @@
 use aconite_devices::nvdimm::Record;
 
 use super::Damage;
+use super::layout::ONE_DIMM;
 use crate::memory::{LINE_SIZE, RangeSet};
 
 /// What a device keeps beside its data.
@@ -10,10 +11,17 @@ use crate::memory::{LINE_SIZE, RangeSet};
 pub struct Content {
     /// Poisoned bytes, as offsets in the device: whole lines.
     pub poison: RangeSet,
+    /// What each of the device's own DIMMs keeps, by its number among them; there may be more DIMMs that keep nothing.
+    pub dimms: Vec<DimmContent>,
+}
+
+/// What a DIMM keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DimmContent {
     /// The label area, once something has been written to it.
     pub labels: Option<Vec<u8>>,
     /// What the DIMM remembers, once that is something.
-    pub dimm: Option<Record>,
+    pub record: Option<Record>,
 }
 
 /// Takes bytes off the front of a slice.
@@ -49,8 +57,11 @@ impl Content {
     /// The bytes of the content.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        put_optional(&mut bytes, self.labels.as_deref());
-        put_optional(&mut bytes, self.dimm.as_ref().map(Record::to_bytes).as_deref());
+        bytes.extend((self.dimms.len() as u64).to_le_bytes());
+        for dimm in &self.dimms {
+            put_optional(&mut bytes, dimm.labels.as_deref());
+            put_optional(&mut bytes, dimm.record.as_ref().map(Record::to_bytes).as_deref());
+        }
         bytes.extend((self.poison.count() as u64).to_le_bytes());
         for range in self.poison.iter() {
             bytes.extend(range.start.to_le_bytes());
@@ -59,19 +70,38 @@ impl Content {
         bytes
     }
 
-    /// The content with these bytes; `None` if they are none.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// What the DIMM with this number keeps.
+    pub fn dimm(&self, number: u32) -> DimmContent {
+        self.dimms.get(number as usize).cloned().unwrap_or_default()
+    }
+
+    /// What the DIMM with this number keeps, to be changed.
+    pub(super) fn dimm_mut(&mut self, number: u32) -> &mut DimmContent {
+        let number = number as usize;
+        if number >= self.dimms.len() {
+            self.dimms.resize(number + 1, DimmContent::default());
+        }
+        &mut self.dimms[number]
+    }
+
+    /// The content with these bytes of a file of this version; `None` if they are none.
+    pub(super) fn decode(bytes: &[u8], version: u32) -> Option<Self> {
         let mut reader = Reader(bytes);
-        let labels = reader.optional()?;
-        let dimm = match reader.optional()? {
-            None => None,
-            Some(bytes) => Some(Record::from_bytes(&bytes)?),
-        };
+        let count = if version == ONE_DIMM { 1 } else { reader.u64()? };
+        let mut dimms = Vec::new();
+        for _ in 0..count {
+            let labels = reader.optional()?;
+            let record = match reader.optional()? {
+                None => None,
+                Some(bytes) => Some(Record::from_bytes(&bytes)?),
+            };
+            dimms.push(DimmContent { labels, record });
+        }
         let mut poison = RangeSet::default();
         for _ in 0..reader.u64()? {
             poison.insert(reader.u64()?..reader.u64()?);
         }
-        reader.0.is_empty().then_some(Self { poison, labels, dimm })
+        reader.0.is_empty().then_some(Self { poison, dimms })
     }
 
     /// Whether a device of this size can have it.

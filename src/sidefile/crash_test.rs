@@ -34,7 +34,7 @@ fn change(n: u64) -> Change {
         0 | 1 => {
             let length = 1 + random / 4 % 3840;
             let bytes = n.to_le_bytes().repeat(480)[..length as usize].to_vec();
-            Change::Labels { size: 16 << 10, offset: mix(random) % 8192, bytes }
+            Change::Labels { dimm: (n % 3) as u32, size: 16 << 10, offset: mix(random) % 8192, bytes }
         }
         2 => Change::Poisoned((0..8).map(|i| mix(n + i) % 4096 * 64).map(|at| at..at + 64).collect()),
         _ => {

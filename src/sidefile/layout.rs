@@ -3,7 +3,7 @@
 //! ```text
 //! head        magic, version, size of the device, length of the content, length of the file, SHA-256 of the head
 //!             before it and the content
-//! content     labels, record of the DIMM, poison
+//! content     number of DIMMs, labels and record of each, poison
 //! journal     entries, each: length of the change, a check of the length, a check of the change, the change; zeros
 //!             behind the last one. A check is the first bytes of the SHA-256 of the head's digest, the entry's place
 //!             and what is checked
@@ -24,7 +24,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::{Change, Content, Damage};
 
 const MAGIC: [u8; 12] = *b"aconite-pmem";
-const VERSION: u32 = 1;
+/// The version that is written.
+pub(super) const VERSION: u32 = 2;
+/// The version before, which is read: content and changes are those of one DIMM, and do not name it.
+pub(super) const ONE_DIMM: u32 = 1;
 /// Smallest journal in bytes. A larger content has one of its own length, so that the cost of writing it anew stays in
 /// proportion to that of the changes between.
 const JOURNAL_MIN: u64 = 256 << 10;
@@ -110,8 +113,8 @@ impl Head {
         if head.magic != MAGIC {
             return Err(Damage::Magic);
         }
-        if head.version.get() != VERSION {
-            return Err(Damage::Version { found: head.version.get(), expected: VERSION });
+        if !(ONE_DIMM..=VERSION).contains(&head.version.get()) {
+            return Err(Damage::Version { found: head.version.get(), newest: VERSION });
         }
         if head.file_length.get() != length {
             return Err(Damage::Length { found: length, expected: head.file_length.get() });
@@ -125,16 +128,17 @@ impl Head {
     }
 
     /// The content with all changes of the journal, from all bytes of the file; and the journal, unless its last entry
-    /// is not whole: nothing can follow that.
+    /// is not whole or the file has an older version: nothing can follow that.
     pub(super) fn load(&self, bytes: &[u8]) -> Result<(Content, Option<Journal>), Damage> {
-        let tail = &bytes[size_of::<Self>()..];
+        let (tail, version) = (&bytes[size_of::<Self>()..], self.version.get());
         let content = usize::try_from(self.content_length.get())
             .ok()
             .and_then(|length| tail.get(..length))
             .filter(|content| self.sum(content) == self.digest)
             .ok_or(Damage::Checksum)?;
         let mut next = HEAD + content.len() as u64;
-        let mut content = Content::decode(content).ok_or(Damage::Content("its content cannot be read"))?;
+        let mut content =
+            Content::decode(content, version).ok_or(Damage::Content("its content cannot be read"))?;
         loop {
             let rest = bytes.get(next as usize..).unwrap_or_default();
             let head = EntryHead::read(rest, &self.digest, next);
@@ -143,13 +147,13 @@ impl Head {
             match change.filter(|(change, head)| check(change, &self.digest, next) == head.change_check) {
                 Some((change, _)) => {
                     next += end as u64;
-                    Change::decode(change)
+                    Change::decode(change, version)
                         .ok_or(Damage::Content("a change in its journal cannot be read"))?
                         .apply(&mut content);
                 }
                 None if zeros(rest) => {
                     let journal = Journal { digest: self.digest, next, file_length: self.file_length.get() };
-                    return Ok((content, Some(journal)));
+                    return Ok((content, (version == VERSION).then_some(journal)));
                 }
                 None if zeros(rest.get(end..).unwrap_or_default()) => return Ok((content, None)),
                 None => return Err(Damage::Checksum),

@@ -1,6 +1,7 @@
 //! The side file of a persistent memory file: what its DIMM keeps beside its data.
 //!
-//! `FILE.aconite` stands beside `FILE` and holds its poison, its labels and the record of its DIMM. It is made when
+//! `FILE.aconite` stands beside `FILE` and holds its poison, and the labels and the record of
+//! each of its DIMMs. It is made when
 //! there is first something to keep. It is a [`Content`] at some moment and a journal of the [`Change`]s since then
 //! ([`layout`] has its shape): a change is appended and on the disk before it is acknowledged, and when the journal is
 //! full a new file takes the place of the old one. Whoever kills the monitor, at whatever moment, leaves all
@@ -23,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 
 pub use self::change::Change;
-pub use self::content::Content;
+pub use self::content::{Content, DimmContent};
 use self::layout::{Head, Journal};
 use crate::memory::RangeSet;
 
@@ -39,12 +40,12 @@ pub enum Damage {
     #[error("it does not begin like a side file")]
     Magic,
     /// It was written by a program that means something else by its bytes.
-    #[error("it has version {found}, and this program reads version {expected}")]
+    #[error("it has version {found}, and this program reads versions 1 to {newest}")]
     Version {
         /// Its version.
         found: u32,
-        /// The one that is read.
-        expected: u32,
+        /// The newest that is read.
+        newest: u32,
     },
     /// It belongs to a device of another size.
     #[error("it belongs to a device of {found} bytes, and this one has {expected}")]

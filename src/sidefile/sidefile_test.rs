@@ -56,7 +56,11 @@ fn record(n: u8) -> Record {
 }
 
 fn labels(offset: u64, bytes: &[u8]) -> Change {
-    Change::Labels { size: 4096, offset, bytes: bytes.to_vec() }
+    Change::Labels { dimm: 0, size: 4096, offset, bytes: bytes.to_vec() }
+}
+
+fn remembered(dimm: u32, n: u8) -> Change {
+    Change::Dimm { dimm, record: Box::new(record(n)) }
 }
 
 #[test]
@@ -75,16 +79,18 @@ fn what_was_kept_is_there_again() {
     let place = place();
     let side = place.open();
     side.keep(&labels(256, b"abc")).unwrap();
-    side.keep(&Change::Dimm(Box::new(record(7)))).unwrap();
+    side.keep(&remembered(2, 7)).unwrap();
     side.keep(&Change::Poisoned(vec![0..128, 4096..4160])).unwrap();
     side.keep(&Change::Cleaned(vec![line(64)])).unwrap();
     drop(side);
     let content = place.open().content();
     assert_eq!(content, SideFile::read(&place.device, SIZE).unwrap());
     assert_eq!(content.poison.iter().collect::<Vec<_>>(), [0..64, 4096..4160]);
-    let area = content.labels.unwrap();
+    let area = content.dimm(0).labels.unwrap();
     assert_eq!((area.len(), &area[254..260]), (4096, &b"\0\0abc\0"[..]));
-    assert_eq!(content.dimm, Some(record(7)));
+    let records: Vec<_> = (0..4).map(|dimm| content.dimm(dimm).record).collect();
+    assert_eq!(records, [None, None, Some(record(7)), None]);
+    assert_eq!(content.dimms.len(), 3);
 }
 
 #[test]
@@ -93,22 +99,62 @@ fn every_byte_of_a_file_is_as_documented() {
     place.open().keep(&Change::Poisoned(vec![line(64)])).unwrap();
     let bytes = fs::read(place.path()).unwrap();
     assert_eq!(bytes[..12], *b"aconite-pmem");
-    assert_eq!(bytes[12..16], 1u32.to_le_bytes());
+    assert_eq!(bytes[12..16], 2u32.to_le_bytes());
     assert_eq!(bytes[16..24], SIZE.to_le_bytes());
-    // No labels, no record, one range.
-    let content = [0u64, 0, 1, 64, 128].map(u64::to_le_bytes).concat();
-    assert_eq!(bytes[24..32], 40u64.to_le_bytes());
-    assert_eq!(bytes[32..40], (72 + 40 + (256u64 << 10)).to_le_bytes());
-    assert_eq!(bytes[72..112], content);
-    assert!(bytes[112..].iter().all(|byte| *byte == 0));
-    assert_eq!(bytes.len(), 72 + 40 + (256 << 10));
+    // No DIMM, one range.
+    let content = [0u64, 1, 64, 128].map(u64::to_le_bytes).concat();
+    assert_eq!(bytes[24..32], 32u64.to_le_bytes());
+    assert_eq!(bytes[32..40], (72 + 32 + (256u64 << 10)).to_le_bytes());
+    assert_eq!(bytes[72..104], content);
+    assert!(bytes[104..].iter().all(|byte| *byte == 0));
+    assert_eq!(bytes.len(), 72 + 32 + (256 << 10));
     // The next change goes into the journal.
     place.open().keep(&Change::Cleaned(vec![line(64)])).unwrap();
     let after = fs::read(place.path()).unwrap();
-    assert_eq!(after[..112], bytes[..112]);
-    assert_eq!(after[112..116], 24u32.to_le_bytes());
-    assert_eq!(after[128..152], [4u64, 64, 128].map(u64::to_le_bytes).concat());
+    assert_eq!(after[..104], bytes[..104]);
+    assert_eq!(after[104..108], 24u32.to_le_bytes());
+    assert_eq!(after[120..144], [4u64, 64, 128].map(u64::to_le_bytes).concat());
     assert_eq!(after.len(), bytes.len());
+}
+
+/// A file of version 1, which knows one DIMM, with labels in its content and a record in its journal.
+fn of_version_1() -> Vec<u8> {
+    use sha2::{Digest, Sha256};
+    let (record, poison) = (record(7).to_bytes(), [1u64, 64, 128].map(u64::to_le_bytes).concat());
+    let mut content = 5u64.to_le_bytes().to_vec();
+    content.extend(b"abcd");
+    content.extend(0u64.to_le_bytes());
+    content.extend(poison);
+    let mut file = b"aconite-pmem\x01\0\0\0".to_vec();
+    let length = 72 + content.len() as u64 + (256 << 10);
+    [SIZE, content.len() as u64, length].into_iter().for_each(|n| file.extend(n.to_le_bytes()));
+    let digest = Sha256::digest([file.as_slice(), &content].concat());
+    file.extend(digest);
+    file.extend(content);
+    let change = [2u64.to_le_bytes().as_slice(), &record].concat();
+    let place = (file.len() as u64).to_le_bytes();
+    let check = |bytes: &[u8]| Sha256::digest([digest.as_slice(), &place, bytes].concat());
+    let count = (change.len() as u32).to_le_bytes();
+    file.extend(count);
+    file.extend(&check(&count)[..4]);
+    file.extend(&check(&change)[..8]);
+    file.extend(change);
+    file.resize(length as usize, 0);
+    file
+}
+
+#[test]
+fn a_file_of_version_1_is_read_and_becomes_one_of_version_2() {
+    let place = place();
+    fs::write(place.path(), of_version_1()).unwrap();
+    let before = place.open().content();
+    let dimm = DimmContent { labels: Some(b"abcd".to_vec()), record: Some(record(7)) };
+    assert_eq!((&before.dimms, before.poison.iter().next()), (&vec![dimm.clone()], Some(64..128)));
+    assert_eq!(fs::read(place.path()).unwrap(), of_version_1(), "it stays until there is something to keep");
+    place.open().keep(&remembered(1, 9)).unwrap();
+    assert_eq!(fs::read(place.path()).unwrap()[12], 2);
+    let after = place.open().content();
+    assert_eq!((after.dimm(0), after.dimm(1).record), (dimm, Some(record(9))));
 }
 
 #[test]
@@ -128,7 +174,7 @@ fn damaged_files_are_refused_by_name_and_stay() {
     };
     assert_eq!(refused(&|bytes| bytes[0] = b'A'), Damage::Magic);
     assert_eq!(refused(&|bytes| bytes.clear()), Damage::Magic);
-    assert_eq!(refused(&|bytes| bytes[12] = 9), Damage::Version { found: 9, expected: 1 });
+    assert_eq!(refused(&|bytes| bytes[12] = 9), Damage::Version { found: 9, newest: 2 });
     assert_eq!(
         refused(&|bytes| bytes[16..24].copy_from_slice(&(SIZE * 2).to_le_bytes())),
         Damage::DeviceSize { found: SIZE * 2, expected: SIZE }
@@ -150,7 +196,7 @@ fn damaged_files_are_refused_by_name_and_stay() {
 #[test]
 fn a_file_of_another_size_and_one_left_over_are_refused() {
     let place = place();
-    place.open().keep(&Change::Dimm(Box::new(record(1)))).unwrap();
+    place.open().keep(&remembered(0, 1)).unwrap();
     let error = SideFile::open(&place.device, SIZE / 2, false).unwrap_err().to_string();
     assert!(
         error.contains("it belongs to a device of 1073741824 bytes, and this one has 536870912"),
@@ -167,7 +213,7 @@ fn an_entry_that_is_not_whole_counts_for_nothing() {
     place.open().keep(&Change::Poisoned(vec![line(0)])).unwrap();
     place.open().keep(&Change::Poisoned(vec![line(128)])).unwrap();
     let whole = fs::read(place.path()).unwrap();
-    let start = 72 + 40;
+    let start = 72 + 32;
     let last = whole.iter().rposition(|byte| *byte != 0).unwrap();
     assert!(last > start + 16 + 8);
     for cut in start..=last {
@@ -224,7 +270,7 @@ fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         (0u64..4000, prop::collection::vec(any::<u8>(), 0..90))
             .prop_map(|(offset, bytes)| labels(offset, &bytes)),
-        any::<u8>().prop_map(|n| Change::Dimm(Box::new(record(n)))),
+        (0u32..4, any::<u8>()).prop_map(|(dimm, n)| remembered(dimm, n)),
         lines.clone().prop_map(Change::Poisoned),
         lines.prop_map(Change::Cleaned),
     ]

@@ -6,23 +6,26 @@ use acpi_tables::aml::{
     While, ZERO,
 };
 
-use super::{Body, legacy::edge_interrupt, units};
+use super::{Body, legacy::edge_interrupt};
+use crate::UnitSlot;
 use crate::layout::{GED_GSI, PLATFORM_BASE};
 use crate::platform::{EVENT, EventTarget};
 
 /// ACPI0013 (ACPI 6.5, 5.6.9). `_EVT` reads the event register until it is empty, since one edge of the
 /// interrupt can stand for several events.
-pub(super) fn append(body: &mut Body, units: u32) {
+pub(super) fn append(body: &mut Body, units: &[UnitSlot]) {
     let event = Name::new_field_name("EVNT");
     let mut dispatch = Body::default();
     dispatch.push(&ShiftRight::new(&Local(1), &Local(0), &8u8));
     dispatch.push(&And::new(&Local(2), &Local(0), &0xFFu8));
-    let unit_targets = (0..units)
-        .flat_map(|unit| [EventTarget::Container(unit), EventTarget::Root(unit), EventTarget::Dimm(unit)]);
+    let unit_targets = (0..).zip(units).flat_map(|(unit, slot)| {
+        let dimms = (0..slot.dimms).map(move |dimm| EventTarget::Dimm { unit, dimm });
+        [EventTarget::Container(unit), EventTarget::Root(unit)].into_iter().chain(dimms)
+    });
     for target in unit_targets.chain([EventTarget::ErrorDevice]) {
         dispatch.push(&If::new(
             &Equal::new(&Local(1), &(target.index() + 1)),
-            vec![&Notify::new(&Path::new(&units::path(target)), &Local(2))],
+            vec![&Notify::new(&Path::new(&super::target_path(target)), &Local(2))],
         ));
     }
     body.push(&Device::new(

@@ -41,10 +41,10 @@ pub(crate) fn dsdt(description: &Description) -> Table {
     errors::append(&mut devices);
     legacy::append(&mut devices);
     pci::append(&mut devices, description);
-    for unit in 0..description.units.len() as u32 {
-        units::append(&mut devices, unit);
+    for (number, unit) in (0..).zip(&description.units) {
+        units::append(&mut devices, number, unit.dimms);
     }
-    events::append(&mut devices, description.units.len() as u32);
+    events::append(&mut devices, &description.units);
 
     let mut body = Body::default();
     body.push(&Scope::new(Path::new("\\_SB_"), vec![&devices]));

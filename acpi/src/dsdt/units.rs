@@ -2,7 +2,8 @@
 //! device model.
 //!
 //! Each unit has its own container and root, so that each can come and go by itself: Linux removes what is
-//! below an ACPI0004 container whose `_STA` is 0, and cannot remove part of what one root device has.
+//! below an ACPI0004 container whose `_STA` is 0, and cannot remove part of what one root device has. The methods that
+//! do something are the container's; those of root and DIMMs only say whom they are for.
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -28,13 +29,17 @@ pub fn path(target: EventTarget) -> String {
     match target {
         EventTarget::Container(unit) => format!("\\_SB_.NV{unit:02X}"),
         EventTarget::Root(unit) => format!("\\_SB_.NV{unit:02X}.NVDR"),
-        EventTarget::Dimm(unit) => format!("\\_SB_.NV{unit:02X}.NVDR.D000"),
+        EventTarget::Dimm { unit, dimm } => format!("\\_SB_.NV{unit:02X}.NVDR.{}", dimm_name(dimm)),
         EventTarget::ErrorDevice => "\\_SB_.HED_".to_owned(),
     }
 }
 
-/// Appends one unit.
-pub(super) fn append(body: &mut Body, unit: u32) {
+fn dimm_name(dimm: u32) -> String {
+    format!("D{dimm:03X}")
+}
+
+/// Appends one unit with this many DIMMs. One that is not in the NFIT is of no interest to Linux.
+pub(super) fn append(body: &mut Body, unit: u32, dimms: u32) {
     body.push(&Device::new(
         Path::new(&format!("NV{unit:02X}")),
         vec![
@@ -45,10 +50,12 @@ pub(super) fn append(body: &mut Body, unit: u32) {
             &Mutex::new("MBLK".into(), 0),
             &buffer_call(),
             &mailbox_call(),
+            &dsm_call(),
+            &label_calls(),
             &status(),
             &Method::new("_EJ0".into(), 1, false, vec![&Store::new(&Name::new_field_name("EJCT"), &ONE)]),
             &os_status(),
-            &root(unit),
+            &root(unit, dimms),
         ],
     ));
 }
@@ -233,18 +240,18 @@ fn buffer_call() -> Body {
     body
 }
 
-/// `_LSI`, `_LSR` and `_LSW` (ACPI 6.5, 6.5.10): the label area. Linux uses them on a DIMM whose `_DSM` family is one
-/// that it knows and is not Intel's (`acpi_nfit_add_dimm` in drivers/acpi/nfit/core.c).
-fn label_methods() -> Body {
+/// `XLSI (call)`, `XLSR (call, offset, length)` and `XLSW (call, offset, length, bytes)`: what `_LSI`, `_LSR` and
+/// `_LSW` of a DIMM do (ACPI 6.5, 6.5.10).
+fn label_calls() -> Body {
     let mut body = Body::default();
-    body.push(&Method::new("_LSI".into(), 0, false, vec![&information()]));
-    body.push(&Method::new("_LSR".into(), 2, false, vec![&read()]));
-    body.push(&Method::new("_LSW".into(), 3, false, vec![&write()]));
+    body.push(&Method::new("XLSI".into(), 1, false, vec![&information()]));
+    body.push(&Method::new("XLSR".into(), 3, false, vec![&read()]));
+    body.push(&Method::new("XLSW".into(), 4, false, vec![&write()]));
     return body;
 
     /// Package {status, size, most bytes of a transfer}.
     fn information() -> Body {
-        let mut body = label_call(Call::LabelInformation, &BufferData::new(Vec::new()), 12);
+        let mut body = label_call(&BufferData::new(Vec::new()), 12);
         body.push(&Store::new(&Local(2), &Package::new(vec![&ZERO, &ZERO, &ZERO])));
         for field in 0..3u8 {
             body.push(&Mid::new(&Local(0), &(field * 4), &4u8, &Local(1)));
@@ -257,8 +264,8 @@ fn label_methods() -> Body {
     /// Package {status, bytes}.
     fn read() -> Body {
         let mut body = Body::default();
-        body.push(&Concat::new(&Local(3), &Arg(0), &Arg(1)));
-        body.push(&label_call(Call::LabelRead, &Local(3), 4));
+        body.push(&Concat::new(&Local(3), &Arg(1), &Arg(2)));
+        body.push(&label_call(&Local(3), 4));
         body.push(&Store::new(&Local(2), &Package::new(vec![&ZERO, &ZERO])));
         body.push(&Mid::new(&Local(0), &ZERO, &4u8, &Local(1)));
         body.push(&ToInteger::new(&Index::new(&ZERO, &Local(2), &ZERO), &Local(1)));
@@ -270,19 +277,19 @@ fn label_methods() -> Body {
     /// Status.
     fn write() -> Body {
         let mut body = Body::default();
-        body.push(&Concat::new(&Local(2), &Arg(0), &Arg(1)));
-        body.push(&Concat::new(&Local(3), &Local(2), &Arg(2)));
-        body.push(&label_call(Call::LabelWrite, &Local(3), 4));
+        body.push(&Concat::new(&Local(2), &Arg(1), &Arg(2)));
+        body.push(&Concat::new(&Local(3), &Local(2), &Arg(3)));
+        body.push(&label_call(&Local(3), 4));
         body.push(&Return::new(&ToInteger::new(&ZERO, &Local(0))));
         body
     }
 }
 
-/// Makes a call with `input` and leaves its output in Local0: at least `least` bytes, a failure and zeros if the model
-/// does not know the call.
+/// Makes the call in Arg0 with `input` and leaves its output in Local0: at least `least` bytes, a failure and zeros if
+/// the model does not know the call.
 ///
 /// Two integers concatenated are the sixteen bytes of both (ACPI 6.5, table 19.21), which is how callers make input.
-fn label_call(call: Call, input: &dyn Aml, least: u8) -> Body {
+fn label_call(input: &dyn Aml, least: u8) -> Body {
     let mut failure = label_status::FAILURE.to_le_bytes().to_vec();
     failure.resize(least.into(), 0);
     let no_uuid = BufferData::new(vec![0; mailbox::UUID_SIZE as usize]);
@@ -290,7 +297,7 @@ fn label_call(call: Call, input: &dyn Aml, least: u8) -> Body {
     body.push(&Store::new(&Local(4), input));
     body.push(&Store::new(
         &Local(0),
-        &MethodCall::new("MBUF".into(), vec![&call.code(), &no_uuid, &ZERO, &ZERO, &Local(4)]),
+        &MethodCall::new("MBUF".into(), vec![&Arg(0), &no_uuid, &ZERO, &ZERO, &Local(4)]),
     ));
     body.push(&If::new(
         &LessThan::new(&SizeOf::new(&Local(0)), &least),
@@ -299,18 +306,19 @@ fn label_call(call: Call, input: &dyn Aml, least: u8) -> Body {
     body
 }
 
-/// `_DSM` that hands the call on. ACPI wants a buffer with a byte 0 for what is not known (ACPI 6.5, 9.1.1).
-fn dsm(call: Call) -> Body {
-    let (call, result) = (call.code(), Local(0));
+/// `XDSM (call, UUID, revision, function, arguments)`: what a `_DSM` returns. ACPI wants a buffer with a byte 0 for what
+/// is not known (ACPI 6.5, 9.1.1).
+fn dsm_call() -> Body {
+    let result = Local(0);
     let mut body = Body::default();
     body.push(&Method::new(
-        "_DSM".into(),
-        4,
+        "XDSM".into(),
+        5,
         false,
         vec![
             &Store::new(
                 &result,
-                &MethodCall::new("MCAL".into(), vec![&call, &Arg(0), &Arg(1), &Arg(2), &Arg(3)]),
+                &MethodCall::new("MCAL".into(), vec![&Arg(0), &Arg(1), &Arg(2), &Arg(3), &Arg(4)]),
             ),
             &If::new(&GreaterThan::new(&SizeOf::new(&result), &ZERO), vec![&Return::new(&result)]),
             &Return::new(&BufferData::new(vec![0])),
@@ -319,10 +327,27 @@ fn dsm(call: Call) -> Body {
     body
 }
 
-/// ACPI0012 with its one DIMM, whose `_ADR` is the handle that NFIT uses.
-fn root(unit: u32) -> Body {
+/// A method that hands its arguments on to one of the container's, behind the call.
+fn forward(name: &str, arguments: u8, to: &str, call: u32) -> Body {
+    let arguments: Vec<Arg> = (0..arguments).map(Arg).collect();
+    let mut all: Vec<&dyn Aml> = vec![&call];
+    all.extend(arguments.iter().map(|argument| argument as &dyn Aml));
+    let mut body = Body::default();
+    body.push(&Method::new(
+        name.into(),
+        arguments.len() as u8,
+        false,
+        vec![&Return::new(&MethodCall::new(to.into(), all))],
+    ));
+    body
+}
+
+/// ACPI0012 with its DIMMs, whose `_ADR` is the handle that NFIT uses.
+fn root(unit: u32, dimms: u32) -> Body {
     let fit = Call::Fit.code();
     let no_uuid = BufferData::new(vec![0; mailbox::UUID_SIZE as usize]);
+    let mut children = Body::default();
+    (0..dimms).for_each(|dimm| children.push(&self::dimm(unit, dimm)));
     let mut body = Body::default();
     body.push(&Device::new(
         "NVDR".into(),
@@ -339,11 +364,25 @@ fn root(unit: u32) -> Body {
                     vec![&fit, &no_uuid, &ZERO, &ZERO, &ZERO],
                 ))],
             ),
-            &dsm(Call::RootDsm),
-            &Device::new(
-                "D000".into(),
-                vec![&Name::new("_ADR".into(), &device_handle(unit)), &dsm(Call::DimmDsm), &label_methods()],
-            ),
+            &forward("_DSM", 4, "XDSM", Call::RootDsm.code()),
+            &children,
+        ],
+    ));
+    body
+}
+
+/// A DIMM. Linux uses its label methods if its `_DSM` family is one that it knows and is not Intel's
+/// (`acpi_nfit_add_dimm` in drivers/acpi/nfit/core.c).
+fn dimm(unit: u32, dimm: u32) -> Body {
+    let mut body = Body::default();
+    body.push(&Device::new(
+        Path::new(&dimm_name(dimm)),
+        vec![
+            &Name::new("_ADR".into(), &device_handle(unit, dimm)),
+            &forward("_DSM", 4, "XDSM", Call::DimmDsm.to_dimm(dimm)),
+            &forward("_LSI", 0, "XLSI", Call::LabelInformation.to_dimm(dimm)),
+            &forward("_LSR", 2, "XLSR", Call::LabelRead.to_dimm(dimm)),
+            &forward("_LSW", 3, "XLSW", Call::LabelWrite.to_dimm(dimm)),
         ],
     ));
     body

@@ -52,7 +52,8 @@ pub(super) fn call(unit: Option<&Unit>, request: &Request<'_>) -> Option<Vec<u8>
     if request.revision != 1 {
         return None;
     }
-    let activity = unit.map_or(Activity::Idle, |unit| activity(unit.dimm()));
+    let dimms = || unit.into_iter().flat_map(Unit::dimms);
+    let activity = dimms().map(|dimm| activity(dimm)).max().unwrap_or(Activity::Idle);
     Some(match request.function {
         0 => vec![MASK],
         1 => {
@@ -69,10 +70,13 @@ pub(super) fn call(unit: Option<&Unit>, request: &Request<'_>) -> Option<Vec<u8>
             };
             output.as_bytes().to_vec()
         }
-        2 => only_status(match (activity, unit) {
-            (Activity::Busy, _) => BUSY,
-            (Activity::Armed, Some(unit)) => activate(unit.dimm()).map_or_else(|failure| failure.0, |()| 0),
-            _ => NOT_ARMED,
+        2 => only_status(match activity {
+            Activity::Busy => BUSY,
+            Activity::Armed => dimms()
+                .filter(|dimm| self::activity(dimm) == Activity::Armed)
+                .try_for_each(|dimm| activate(dimm))
+                .map_or_else(|failure| failure.0, |()| 0),
+            Activity::Idle => NOT_ARMED,
         }),
         _ => only_status(NOT_SUPPORTED),
     })

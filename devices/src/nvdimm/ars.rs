@@ -4,6 +4,9 @@
 //! records are the poison of that range when the status is read. So a scrub is never "in progress", an error that
 //! was cleared after the start is not reported any more, and no list of records is kept.
 //!
+//! An error is one record however many DIMMs of an interleave set it is on, with the handle of the first: Linux
+//! does not look at handles, and a record for each line would soon be more than fit. Function 5 tells of each line.
+//!
 //! A status buffer holds [`Unit::ars_records`] records. If there are more, the scrub "stopped early" with the
 //! overflow flag: the answer covers the range up to the last record, and the rest is named for a restart.
 //!
@@ -179,7 +182,7 @@ pub(super) fn status(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
     };
     let most = unit.ars_records();
     // One more than fits tells whether there are more.
-    let mut found = unit.media().poisoned(range.clone(), most + 1);
+    let mut found = unit.poisoned(range.clone(), most + 1);
     let overflow = found.len() > most;
     found.truncate(most);
     let mut header = StatusHeader { address: range.start.into(), kind: kind.into(), ..Default::default() };
@@ -197,7 +200,7 @@ pub(super) fn status(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
     let records: Vec<_> = found
         .iter()
         .map(|bad| StatusRecord {
-            handle: unit.handle().into(),
+            handle: unit.handle_at(bad.start).into(),
             reserved: 0.into(),
             address: bad.start.into(),
             length: bad.end.saturating_sub(bad.start).into(),

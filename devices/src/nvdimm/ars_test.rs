@@ -30,7 +30,7 @@ fn results(unit: &Unit) -> (StatusHeader, Vec<Range<u64>>) {
         .chunks(24)
         .map(|record| {
             let record = StatusRecord::read_from_bytes(record).unwrap();
-            assert_eq!((record.handle.get(), record.reserved.get()), (unit.handle(), 0));
+            assert_eq!((record.handle.get(), record.reserved.get()), (unit.handle_at(BASE), 0));
             record.address.get()..record.address.get() + record.length.get()
         })
         .collect();

@@ -40,7 +40,7 @@ pub(super) fn clear(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
     let output = match wanted {
         Some((unit, range)) => {
             let step = u64::from(unit.clear_unit());
-            let cleared = unit.media().clear(range.clone()).min(range.end - range.start);
+            let cleared = unit.clear(range.clone()).min(range.end - range.start);
             let cleared = cleared - cleared % step;
             tracing::debug!(slot = unit.slot(), ?range, cleared, "Clear uncorrectable error");
             ClearOutput { status: status::SUCCESS.into(), cleared: cleared.into(), ..Default::default() }

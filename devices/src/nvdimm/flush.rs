@@ -1,4 +1,4 @@
-//! Flush hint pages: a write makes a unit's data durable.
+//! Flush hint pages: a write makes data durable.
 //!
 //! Linux maps the page of each flush hint address in the NFIT and writes to it for a flush request, after a store
 //! fence (`generic_nvdimm_flush` in drivers/nvdimm/region_devs.c). What was written before counts as durable when
@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
+use aconite_acpi::layout::FLUSH_HINT_STEP;
+
 use super::unit::UnitTable;
 use crate::bus::{BusDevice, Effects};
 
-/// The flush hint page of one slot.
+/// The flush hint page of one slot, with an address for each DIMM, [`FLUSH_HINT_STEP`] bytes apart.
 ///
-/// Every write, at any offset and of any width, is one flush of the unit in the slot. Reads give zero. Each slot has
-/// a device of its own, so that a flush that takes long keeps nobody waiting but other flushes of its unit.
+/// Every write to one, at any offset and of any width, is one flush of all that the DIMM is behind. Reads give zero.
+/// Each slot has a device of its own, so that a flush that takes long keeps nobody waiting but other flushes of its unit.
 pub struct FlushHint {
     units: Arc<UnitTable>,
     slot: u32,
@@ -30,9 +32,10 @@ impl BusDevice for FlushHint {
         data.fill(0);
     }
 
-    fn write(&mut self, _offset: u64, _data: &[u8], _effects: &mut Effects) {
+    fn write(&mut self, offset: u64, _data: &[u8], _effects: &mut Effects) {
         match self.units.get(self.slot) {
-            Some(unit) => unit.media().flush(),
+            // A page holds fewer than 2^32 of them.
+            Some(unit) => unit.flush((offset / FLUSH_HINT_STEP) as u32),
             None => tracing::debug!(slot = self.slot, "Flush of a unit that is not there"),
         }
     }
@@ -53,8 +56,11 @@ mod tests {
         assert_eq!(memory.flushes(), 0);
         table.insert(unit).unwrap();
         hint.write(0, &1u64.to_le_bytes(), &mut effects);
-        hint.write(0xFFF, &[0], &mut effects);
+        hint.write(63, &[0], &mut effects);
         assert_eq!(memory.flushes(), 2);
+        hint.write(64, &[0], &mut effects);
+        hint.write(0xFFF, &[0], &mut effects);
+        assert_eq!(memory.flushes(), 2, "there is no second DIMM");
         table.remove(3);
         hint.write(0, &[1], &mut effects);
         assert_eq!(memory.flushes(), 2);

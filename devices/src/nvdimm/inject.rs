@@ -59,7 +59,7 @@ pub(super) fn inject(unit: Option<&Unit>, input: &[u8]) -> (Vec<u8>, bool) {
         Some((unit, unit.range(input.address.get(), input.length.get())?, input.options))
     });
     match wanted {
-        Some((unit, range, options)) if unit.media().poison(range.clone()) => {
+        Some((unit, range, options)) if unit.poison(range.clone()) => {
             tracing::debug!(slot = unit.slot(), ?range, "Error injected");
             (only_status(status::SUCCESS), options & NOTIFY != 0)
         }
@@ -74,9 +74,7 @@ pub(super) fn clear(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
         .zip(unit)
         .and_then(|((input, _), unit)| Some((unit, unit.range(input.address.get(), input.length.get())?)));
     only_status(match wanted {
-        Some((unit, range)) if unit.media().clear(range.clone()) == range.end - range.start => {
-            status::SUCCESS
-        }
+        Some((unit, range)) if unit.clear(range.clone()) == range.end - range.start => status::SUCCESS,
         _ => status::INVALID_INPUT,
     })
 }
@@ -85,8 +83,7 @@ pub(super) fn clear(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
 pub(super) fn status(unit: Option<&Unit>) -> Vec<u8> {
     let records: Vec<_> = unit.map_or_else(Vec::new, |unit| {
         let most = (unit.ars_output_size() - HEADER) / size_of::<StatusRecord>();
-        unit.media()
-            .poisoned(unit.base()..unit.base() + unit.size(), most)
+        unit.all_poisoned(most)
             .into_iter()
             .map(|bad| StatusRecord { address: bad.start.into(), length: (bad.end - bad.start).into() })
             .collect()

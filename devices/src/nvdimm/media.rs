@@ -1,8 +1,8 @@
-//! What the NVDIMM models ask of the memory behind a unit.
+//! What the NVDIMM models ask of the memory behind a range of a unit.
 
 use std::ops::Range;
 
-/// The memory of a unit as its firmware sees it. Addresses are system-physical, in bytes.
+/// The memory behind a range of a unit as its firmware sees it. Addresses are system-physical, in bytes.
 ///
 /// Calls come from a vCPU thread that has left the guest, with the lock of [`super::Units`] or of a
 /// [`super::FlushHint`] held. A call may arrive for a unit that is being removed at this moment.
@@ -20,8 +20,8 @@ pub trait Media: Send + Sync {
     /// Poisons every line that `range` touches; false if that did not succeed, and then nothing is poisoned.
     fn poison(&self, range: Range<u64>) -> bool;
 
-    /// Fills all of the memory with zeros. Poison stays. False if that did not succeed.
-    fn erase(&self) -> bool;
+    /// Fills parts of the memory with zeros. Poison stays. False if that did not succeed.
+    fn erase(&self, parts: &mut dyn Iterator<Item = Range<u64>>) -> bool;
 
     /// Makes all that the guest has written so far durable.
     fn flush(&self);

@@ -1,7 +1,7 @@
 //! NVDIMMs as firmware presents them: units that come and go, and the `_DSM` that Linux asks about their errors.
 //!
-//! A *unit* is what can be removed by itself: a container with its own NVDIMM root device, `_FIT` and DIMM, over
-//! one range of system-physical addresses (SPA). AML does nothing of this; it copies arguments into the unit's
+//! A *unit* is what can be removed by itself: a container with its own NVDIMM root device, `_FIT` and DIMMs, which
+//! provide ranges of system-physical addresses (SPA) alone or interleaved. AML does nothing of this; it copies arguments into the unit's
 //! mailbox in guest RAM and rings the doorbell of [`Units`], which looks the unit up in the [`UnitTable`] and
 //! answers there. A unit's errors are not kept here: they are the poison of its [`Media`], asked for each time,
 //! so that what the guest is told, what its loads hit and what the API lists cannot disagree.
@@ -17,6 +17,7 @@ mod dimm;
 mod dsm;
 mod flush;
 mod inject;
+mod interleave;
 mod mailbox;
 mod media;
 mod registers;
@@ -29,9 +30,10 @@ pub use dimm::{
     Record, empty_area, has_index,
 };
 pub use flush::FlushHint;
+pub use interleave::{Interleave, Place, Share};
 pub use media::Media;
 pub use registers::Units;
-pub use unit::{CLEAR_UNIT, Unit, UnitConfig, UnitError, UnitTable};
+pub use unit::{CLEAR_UNIT, Unit, UnitConfig, UnitError, UnitRange, UnitTable};
 
 #[cfg(test)]
 mod testing;

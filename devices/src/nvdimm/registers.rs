@@ -57,14 +57,16 @@ impl Units {
 
     /// The output of a call; `None` if there is no such call.
     fn answer(&self, unit: Option<&Unit>, code: u32, call: &Call, effects: &mut Effects) -> Option<Vec<u8>> {
-        let (request, dimm) = (call.request(), unit.map(Unit::dimm));
-        let output = match platform::Call::from_code(code)? {
+        let request = call.request();
+        let (call, number) = platform::Call::decode(code)?;
+        let dimm = unit.and_then(|unit| unit.dimm(number));
+        let output = match call {
             platform::Call::RootDsm => root::call(unit, &request, effects),
             platform::Call::DimmDsm => {
                 let unit = unit?;
-                let answer = unit.dimm().dsm(&**unit.media(), &request)?;
+                let answer = dimm?.dsm(&|| unit.erase(number), &request)?;
                 if answer.alarm {
-                    let target = EventTarget::Dimm(unit.slot());
+                    let target = EventTarget::Dimm { unit: unit.slot(), dimm: number };
                     effects.push(Effect::Notify(FirmwareEvent { target, code: notify::DIMM_HEALTH }));
                 }
                 Some(answer.output)

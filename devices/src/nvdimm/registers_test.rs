@@ -149,7 +149,7 @@ fn a_dimm_answers_its_family_and_the_label_methods() {
     let mut machine = machine();
     machine.table.remove(SLOT);
     let dimm = dimm_config(Family::Intel, Some(vec![0; 1024]));
-    let with_labels = |config: &mut UnitConfig| config.dimm = Arc::new(Dimm::new(dimm).unwrap());
+    let with_labels = |config: &mut UnitConfig| config.dimms = vec![Arc::new(Dimm::new(dimm).unwrap())];
     machine.table.insert(unit_with(&machine.memory, with_labels)).unwrap();
     machine.request(2, INTEL, 1, 4, &[]);
     assert_eq!(machine.ring(2), (0, bytes("00000000 00040000 000F0000")));
@@ -167,14 +167,39 @@ fn a_dimm_answers_its_family_and_the_label_methods() {
 }
 
 #[test]
+fn calls_reach_the_dimm_that_they_name() {
+    let mut machine = machine();
+    machine.table.remove(SLOT);
+    let dimms = [1u8, 2].map(|byte| {
+        let config = dimm_config(Family::Intel, Some(vec![byte; 1024]));
+        Arc::new(Dimm::new(config).unwrap())
+    });
+    let two = |config: &mut UnitConfig| config.dimms = dimms.to_vec();
+    machine.table.insert(unit_with(&machine.memory, two)).unwrap();
+    for (dimm, answer) in [(0, "00000000 0101"), (1, "00000000 0202"), (2, "01000000")] {
+        let word = 5 | dimm << 8;
+        machine.request(word, [0; 16], 0, 0, &bytes("1000000000000000 0200000000000000"));
+        assert_eq!(machine.ring(word), (0, bytes(answer)), "DIMM {dimm}");
+    }
+    for word in [2 | 2 << 8, 1 | 1 << 8] {
+        machine.request(word, INTEL, 1, 4, &[]);
+        assert_eq!(machine.ring(word), (RESULT_UNSUPPORTED, vec![]));
+    }
+    machine.request(2 | 1 << 8, INTEL, 2, 18, &bytes("0200000000000000 00 0000 01 04 00 00"));
+    let target = EventTarget::Dimm { unit: SLOT, dimm: 1 };
+    let effects = machine.write(REGISTERS + DOORBELL, &(2u32 | 1 << 8).to_le_bytes());
+    assert_eq!(effects, [Effect::Notify(FirmwareEvent { target, code: 0x81 })]);
+}
+
+#[test]
 fn what_the_os_wants_to_know_is_notified() {
     let mut machine = machine();
     machine.table.remove(SLOT);
     let intel = Dimm::new(dimm_config(Family::Intel, None)).unwrap();
-    machine.table.insert(unit_with(&machine.memory, |config| config.dimm = Arc::new(intel))).unwrap();
+    machine.table.insert(unit_with(&machine.memory, |config| config.dimms = vec![Arc::new(intel)])).unwrap();
     let ring = |machine: &mut Machine, code: u32| machine.write(REGISTERS + DOORBELL, &code.to_le_bytes());
     let root = FirmwareEvent { target: EventTarget::Root(SLOT), code: 0x81 };
-    let dimm = FirmwareEvent { target: EventTarget::Dimm(SLOT), code: 0x81 };
+    let dimm = FirmwareEvent { target: EventTarget::Dimm { unit: SLOT, dimm: 0 }, code: 0x81 };
     machine.request(1, UUID, 1, 7, &bytes("0000004001000000 0001000000000000 01"));
     assert_eq!(ring(&mut machine, 1), [Effect::Notify(root)]);
     machine.request(1, UUID, 1, 7, &bytes("0000004001000000 0001000000000000 00"));

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::dimm::{Dimm, DimmConfig, Family, Forgetful, Record};
+use super::interleave::Interleave;
 use super::media::Media;
-use super::unit::{Unit, UnitConfig};
+use super::unit::{Unit, UnitConfig, UnitRange};
 
 /// First address of the test unit.
 pub(super) const BASE: u64 = 0x1_4000_0000;
@@ -23,7 +24,7 @@ struct State {
     /// Most bytes that one clear manages.
     clear_at_most: Option<u64>,
     flushes: usize,
-    erased: usize,
+    erased: Vec<Range<u64>>,
 }
 
 /// Memory with lines of poison.
@@ -48,8 +49,8 @@ impl Memory {
         self.0.lock().unwrap().lines.len() as u64 * LINE
     }
 
-    pub(super) fn erased(&self) -> usize {
-        self.0.lock().unwrap().erased
+    pub(super) fn erased(&self) -> Vec<Range<u64>> {
+        self.0.lock().unwrap().erased.clone()
     }
 
     pub(super) fn flushes(&self) -> usize {
@@ -86,8 +87,8 @@ impl Media for Memory {
         true
     }
 
-    fn erase(&self) -> bool {
-        self.0.lock().unwrap().erased += 1;
+    fn erase(&self, parts: &mut dyn Iterator<Item = Range<u64>>) -> bool {
+        self.0.lock().unwrap().erased.extend(parts);
         true
     }
 
@@ -107,9 +108,14 @@ pub(super) fn dimm_config(family: Family, labels: Option<Vec<u8>>) -> DimmConfig
     DimmConfig { family, labels, record: Record::default(), keeper: Arc::new(Forgetful), clock }
 }
 
+/// The test unit's range over `memory`.
+pub(super) fn range(memory: &Memory) -> UnitRange {
+    UnitRange { base: BASE, size: SIZE, interleave: Interleave::none(), media: Arc::new(memory.clone()) }
+}
+
 /// A unit in slot 3 over `memory`, with what `change` makes of its configuration.
 pub(super) fn unit_with(memory: &Memory, change: impl FnOnce(&mut UnitConfig)) -> Unit {
-    let mut config = UnitConfig::new(3, BASE, SIZE, vec![0xF1; 100], Arc::new(memory.clone()), bare_dimm());
+    let mut config = UnitConfig::new(3, vec![0xF1; 100], vec![range(memory)], vec![bare_dimm()]);
     change(&mut config);
     Unit::new(config).unwrap()
 }

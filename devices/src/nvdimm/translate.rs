@@ -1,8 +1,9 @@
 //! Function 5 of the NVDIMM root device: translate SPA (ACPI 6.5, 9.20.7.8).
 //!
-//! ndctl uses it to name the DIMM of a bad block (`ndctl list -M`). A unit is one DIMM without interleaving, so the
-//! translation of an address holds to the end of the unit.
+//! ndctl uses it to name the DIMM of a bad block (`ndctl list -M`). The translation of an address holds to the end of
+//! its line in an interleave set, and to the end of its range on a DIMM that is not interleaved.
 
+use aconite_acpi::platform::device_handle;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -48,37 +49,54 @@ pub(super) fn translate(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
     let found = TranslateInput::read_from_bytes(input)
         .ok()
         .zip(unit)
-        .and_then(|(input, unit)| Some((unit, unit.range(input.spa.get(), 1)?.start)));
-    let Some((unit, spa)) = found else {
+        .and_then(|(input, unit)| Some((unit, unit.place(input.spa.get())?)));
+    let Some((unit, place)) = found else {
         let output = TranslateOutput { status: status::INVALID_INPUT.into(), ..Default::default() };
         return output.as_bytes().to_vec();
     };
-    let offset = spa - unit.base();
     let output = TranslateOutput {
         status: status::SUCCESS.into(),
-        length: (unit.size() - offset).into(),
+        length: place.length.into(),
         devices: 1.into(),
         ..Default::default()
     };
-    let dpa = unit.dpa_base().saturating_add(offset);
-    let device = TranslateDevice { handle: unit.handle().into(), reserved: 0.into(), dpa: dpa.into() };
+    let handle = device_handle(unit.slot(), place.dimm).into();
+    let device = TranslateDevice { handle, reserved: 0.into(), dpa: place.address.into() };
     [output.as_bytes(), device.as_bytes()].concat()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{BASE, Memory, SIZE, bytes, unit, unit_with};
+    use super::super::interleave::{Interleave, Share};
+    use super::super::testing::{BASE, Memory, SIZE, bare_dimm, bytes, unit, unit_with};
     use super::*;
 
     #[test]
     fn every_byte_of_a_translation_is_as_specified() {
         let memory = Memory::default();
-        let unit = unit_with(&memory, |config| config.dpa_base = 0x10_0000);
+        let unit =
+            unit_with(&memory, |config| config.ranges[0].interleave.shares[0].dimm_address = 0x10_0000);
         let output = translate(Some(&unit), &(BASE + 0x1234).to_le_bytes());
         // SIZE is 16 MiB: 0x1000000 - 0x1234 = 0xFFEDCC.
         let expected = bytes(
             "00000000 00 000000 CCEDFF0000000000 01000000
              01030000 00000000 3412100000000000",
+        );
+        assert_eq!(output, expected);
+    }
+
+    #[test]
+    fn a_line_of_an_interleave_set_translates_to_its_end() {
+        let memory = Memory::default();
+        let unit = unit_with(&memory, |config| {
+            config.dimms = vec![bare_dimm(), bare_dimm()];
+            let share = |dimm| Share { dimm, dimm_address: 0x1000 };
+            config.ranges[0].interleave = Interleave { line: 256, shares: vec![share(1), share(0)] };
+        });
+        let output = translate(Some(&unit), &(BASE + 0x310).to_le_bytes());
+        let expected = bytes(
+            "00000000 00 000000 F000000000000000 01000000
+             01030000 00000000 1011000000000000",
         );
         assert_eq!(output, expected);
     }

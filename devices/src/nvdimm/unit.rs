@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::ars::{MAX_RECORDS, Scrub, output_size};
 use super::dimm::Dimm;
+use super::interleave::{Interleave, Place, Share};
 use super::media::Media;
 use crate::bus::lock;
 
@@ -25,41 +26,55 @@ pub const CLEAR_UNIT: u32 = 256;
 /// Smallest clear unit: a line of poison.
 const LINE: u32 = 64;
 
-/// What a unit is made of.
+/// A range of addresses of a unit.
 #[derive(Clone)]
-pub struct UnitConfig {
-    /// Index of the unit, below [`MAX_UNITS`]. It fixes mailbox, registers, flush hint and device handle.
-    pub slot: u32,
+pub struct UnitRange {
     /// First system-physical address.
     pub base: u64,
     /// Length in bytes.
     pub size: u64,
-    /// Address in the DIMM at which the range begins ("DPA", NFIT region mapping).
-    pub dpa_base: u64,
+    /// The DIMMs behind it.
+    pub interleave: Interleave,
+    /// The memory behind it.
+    pub media: Arc<dyn Media>,
+}
+
+impl UnitRange {
+    fn end(&self) -> u64 {
+        self.base + self.size
+    }
+
+    /// The part of a range of addresses that lies in this one; empty if there is none.
+    fn part(&self, range: &Range<u64>) -> Range<u64> {
+        range.start.max(self.base)..range.end.min(self.end())
+    }
+
+    fn has(&self, dimm: u32) -> bool {
+        self.interleave.shares.iter().any(|share| share.dimm == dimm)
+    }
+}
+
+/// What a unit is made of.
+#[derive(Clone)]
+pub struct UnitConfig {
+    /// Index of the unit, below [`MAX_UNITS`]. It fixes mailbox, registers, flush hints and device handles.
+    pub slot: u32,
     /// What `_FIT` returns: NFIT sub-tables without the table's header.
     pub fit: Vec<u8>,
     /// Alignment of "clear uncorrectable error" in bytes: a power of two, at least 64.
     pub clear_unit: u32,
     /// Error records that one ARS status buffer holds, 1 to 168.
     pub ars_records: usize,
-    /// The memory behind the unit.
-    pub media: Arc<dyn Media>,
-    /// The DIMM.
-    pub dimm: Arc<Dimm>,
+    /// The address ranges.
+    pub ranges: Vec<UnitRange>,
+    /// The DIMMs.
+    pub dimms: Vec<Arc<Dimm>>,
 }
 
 impl UnitConfig {
-    /// A unit over `[base, base + size)` with [`CLEAR_UNIT`], the largest ARS buffer, and a DIMM that it fills.
-    pub fn new(
-        slot: u32,
-        base: u64,
-        size: u64,
-        fit: Vec<u8>,
-        media: Arc<dyn Media>,
-        dimm: Arc<Dimm>,
-    ) -> Self {
-        let (clear_unit, ars_records) = (CLEAR_UNIT, MAX_RECORDS);
-        Self { slot, base, size, dpa_base: 0, fit, clear_unit, ars_records, media, dimm }
+    /// A unit with [`CLEAR_UNIT`] and the largest ARS buffer.
+    pub fn new(slot: u32, fit: Vec<u8>, ranges: Vec<UnitRange>, dimms: Vec<Arc<Dimm>>) -> Self {
+        Self { slot, fit, clear_unit: CLEAR_UNIT, ars_records: MAX_RECORDS, ranges, dimms }
     }
 }
 
@@ -95,6 +110,16 @@ pub enum UnitError {
         /// The value.
         clear_unit: u32,
     },
+    /// A range is on a DIMM that the unit does not have, or on lines that are no lines.
+    #[error(
+        "Range {base:#x} of unit {slot} is on DIMMs that the unit does not have, or on empty lines: name its DIMMs"
+    )]
+    Interleave {
+        /// The slot.
+        slot: u32,
+        /// First address of the range.
+        base: u64,
+    },
     /// The ARS buffer has no size that fits the mailbox.
     #[error("ARS buffer of {records} records of unit {slot} does not fit: give 1 to {MAX_RECORDS}")]
     ArsRecords {
@@ -115,6 +140,7 @@ pub enum UnitError {
 
 /// One removable unit while it is there. Its scrub results live and go with it.
 pub struct Unit {
+    /// Its ranges in the order of their addresses.
     config: UnitConfig,
     scrub: Mutex<Option<Scrub>>,
 }
@@ -124,18 +150,24 @@ impl Unit {
     ///
     /// # Errors
     /// [`UnitError`] names the value that is wrong and what would be right.
-    pub fn new(config: UnitConfig) -> Result<Self, UnitError> {
-        let UnitConfig { slot, base, size, clear_unit, ars_records, .. } = config;
+    pub fn new(mut config: UnitConfig) -> Result<Self, UnitError> {
+        let UnitConfig { slot, clear_unit, ars_records, .. } = config;
         if slot >= MAX_UNITS {
             return Err(UnitError::NoSlot(slot));
         }
         if !clear_unit.is_power_of_two() || clear_unit < LINE {
             return Err(UnitError::ClearUnit { slot, clear_unit });
         }
-        let step = u64::from(clear_unit);
-        let whole = base.is_multiple_of(step) && size.is_multiple_of(step);
-        if size == 0 || base.checked_add(size).is_none() || !whole {
-            return Err(UnitError::Range { slot, base, size, clear_unit });
+        for UnitRange { base, size, interleave, .. } in &config.ranges {
+            let (base, size, step) = (*base, *size, u64::from(clear_unit));
+            let whole = base.is_multiple_of(step) && size.is_multiple_of(step);
+            if size == 0 || base.checked_add(size).is_none() || !whole {
+                return Err(UnitError::Range { slot, base, size, clear_unit });
+            }
+            let known = |share: &Share| (share.dimm as usize) < config.dimms.len();
+            if interleave.line == 0 || !interleave.shares.iter().all(known) {
+                return Err(UnitError::Interleave { slot, base });
+            }
         }
         if !(1..=MAX_RECORDS).contains(&ars_records) {
             return Err(UnitError::ArsRecords { slot, records: ars_records });
@@ -143,6 +175,7 @@ impl Unit {
         if config.fit.len() as u64 > OUTPUT_MAX {
             return Err(UnitError::Fit { slot, length: config.fit.len() });
         }
+        config.ranges.sort_by_key(|range| range.base);
         Ok(Self { config, scrub: Mutex::new(None) })
     }
 
@@ -151,37 +184,18 @@ impl Unit {
         self.config.slot
     }
 
-    /// First system-physical address.
-    pub fn base(&self) -> u64 {
-        self.config.base
+    /// The DIMMs.
+    pub fn dimms(&self) -> &[Arc<Dimm>] {
+        &self.config.dimms
     }
 
-    /// Length in bytes.
-    pub fn size(&self) -> u64 {
-        self.config.size
-    }
-
-    /// NFIT device handle of the unit's DIMM.
-    pub fn handle(&self) -> u32 {
-        device_handle(self.config.slot)
-    }
-
-    /// The memory behind the unit.
-    pub fn media(&self) -> &Arc<dyn Media> {
-        &self.config.media
-    }
-
-    /// The DIMM.
-    pub fn dimm(&self) -> &Dimm {
-        &self.config.dimm
+    /// The DIMM with this number.
+    pub(super) fn dimm(&self, number: u32) -> Option<&Dimm> {
+        self.config.dimms.get(number as usize).map(|dimm| &**dimm)
     }
 
     pub(super) fn fit(&self) -> &[u8] {
         &self.config.fit
-    }
-
-    pub(super) fn dpa_base(&self) -> u64 {
-        self.config.dpa_base
     }
 
     pub(super) fn clear_unit(&self) -> u32 {
@@ -202,11 +216,69 @@ impl Unit {
         &self.scrub
     }
 
-    /// `[address, address + length)` if it is not empty and lies inside the unit.
+    fn range_of(&self, address: u64) -> Option<&UnitRange> {
+        self.config.ranges.iter().find(|range| (range.base..range.end()).contains(&address))
+    }
+
+    /// `[address, address + length)` if it is not empty and lies inside one of the unit's ranges.
     pub(super) fn range(&self, address: u64, length: u64) -> Option<Range<u64>> {
         let end = address.checked_add(length)?;
-        let inside = address >= self.base() && end <= self.base() + self.size();
+        let inside = self.range_of(address).is_some_and(|range| end <= range.end());
         (inside && length > 0).then_some(address..end)
+    }
+
+    /// Where an address is, of which the length reaches to the end of its range at most. `None` if it is not the
+    /// unit's, or nobody says which DIMM it is on.
+    pub(super) fn place(&self, address: u64) -> Option<Place> {
+        let range = self.range_of(address)?;
+        let place = range.interleave.place(address - range.base)?;
+        Some(Place { length: place.length.min(range.end() - address), ..place })
+    }
+
+    /// NFIT device handle of the DIMM behind an address; 0 if nobody says which it is.
+    pub(super) fn handle_at(&self, address: u64) -> u32 {
+        self.place(address).map_or(0, |place| device_handle(self.slot(), place.dimm))
+    }
+
+    /// The first `most` poisoned ranges in `range`, as [`Media::poisoned`]: those of the unit's own ranges.
+    pub(super) fn poisoned(&self, range: Range<u64>, most: usize) -> Vec<Range<u64>> {
+        let mut found = Vec::new();
+        for of in &self.config.ranges {
+            let part = of.part(&range);
+            if !part.is_empty() && found.len() < most {
+                found.extend(of.media.poisoned(part, most - found.len()));
+            }
+        }
+        found
+    }
+
+    /// All poisoned ranges of the unit, the first `most`.
+    pub(super) fn all_poisoned(&self, most: usize) -> Vec<Range<u64>> {
+        self.poisoned(0..u64::MAX, most)
+    }
+
+    /// [`Media::clear`] for what [`Self::range`] has returned.
+    pub(super) fn clear(&self, range: Range<u64>) -> u64 {
+        self.range_of(range.start).map_or(0, |of| of.media.clear(of.part(&range)))
+    }
+
+    /// [`Media::poison`] for what [`Self::range`] has returned.
+    pub(super) fn poison(&self, range: Range<u64>) -> bool {
+        self.range_of(range.start).is_some_and(|of| of.media.poison(of.part(&range)))
+    }
+
+    /// Fills all that a DIMM holds with zeros. Poison stays. False if that did not succeed.
+    pub(super) fn erase(&self, dimm: u32) -> bool {
+        let mut parts = self.config.ranges.iter().filter(|range| range.has(dimm)).map(|range| {
+            let parts = range.interleave.parts(dimm, range.size);
+            range.media.erase(&mut parts.map(|part| range.base + part.start..range.base + part.end))
+        });
+        parts.all(|erased| erased)
+    }
+
+    /// Makes durable what the guest has written to the ranges that a DIMM is behind.
+    pub(super) fn flush(&self, dimm: u32) {
+        self.config.ranges.iter().filter(|range| range.has(dimm)).for_each(|range| range.media.flush());
     }
 }
 
@@ -214,8 +286,7 @@ impl fmt::Debug for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Unit")
             .field("slot", &self.slot())
-            .field("base", &self.base())
-            .field("size", &self.size())
+            .field("ranges", &self.config.ranges.iter().map(|r| r.base..r.end()).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }
@@ -266,81 +337,5 @@ impl Default for UnitTable {
 }
 
 #[cfg(test)]
-mod tests {
-    use aconite_acpi::{DimmFlags, Persistence, PmemUnit};
-
-    use super::super::testing::{BASE, Memory, SIZE, bare_dimm, unit, unit_with};
-    use super::*;
-
-    fn config() -> UnitConfig {
-        UnitConfig::new(3, BASE, SIZE, vec![1, 2, 3], Arc::new(Memory::default()), bare_dimm())
-    }
-
-    #[test]
-    fn wrong_values_are_refused_by_name() {
-        let refused = |change: fn(&mut UnitConfig)| {
-            let mut config = config();
-            change(&mut config);
-            Unit::new(config).unwrap_err()
-        };
-        assert_eq!(refused(|c| c.slot = 64), UnitError::NoSlot(64));
-        for clear_unit in [0, 32, 96, 255] {
-            let mut config = config();
-            config.clear_unit = clear_unit;
-            assert_eq!(Unit::new(config).unwrap_err(), UnitError::ClearUnit { slot: 3, clear_unit });
-        }
-        assert!(matches!(refused(|c| c.size = 0), UnitError::Range { .. }));
-        assert!(matches!(refused(|c| c.size = 0x180), UnitError::Range { .. }));
-        assert!(matches!(refused(|c| c.base += 64), UnitError::Range { .. }));
-        assert!(matches!(refused(|c| c.base = u64::MAX - 0xFFF), UnitError::Range { .. }));
-        assert!(matches!(refused(|c| c.ars_records = 0), UnitError::ArsRecords { .. }));
-        assert!(matches!(refused(|c| c.ars_records = MAX_RECORDS + 1), UnitError::ArsRecords { .. }));
-        assert!(matches!(refused(|c| c.fit = vec![0; 0xFF9]), UnitError::Fit { length: 0xFF9, .. }));
-        assert_eq!(
-            refused(|c| c.fit = vec![0; 5000]).to_string(),
-            "_FIT of unit 3 has 5000 bytes: give at most 4088"
-        );
-    }
-
-    #[test]
-    fn a_slot_holds_one_unit_at_a_time() {
-        let table = UnitTable::new();
-        assert!(table.get(3).is_none());
-        table.insert(unit().0).unwrap();
-        assert_eq!(table.insert(unit().0).unwrap_err(), UnitError::Taken(3));
-        assert_eq!(table.get(3).unwrap().handle(), 0x301);
-        assert!(table.remove(3).is_some());
-        assert!(table.remove(3).is_none());
-        assert!(table.get(3).is_none());
-        table.insert(unit().0).unwrap();
-        assert!(table.get(64).is_none() && table.remove(u32::MAX).is_none());
-    }
-
-    #[test]
-    fn fit_and_unit_name_the_same_dimm_and_range() {
-        let range = aconite_acpi::AddressRange { base: BASE, size: SIZE };
-        let flags = DimmFlags::empty();
-        let pmem = PmemUnit { unit: 3, range, proximity: 1, serial: 7, flags, flush_hint: true };
-        let fit = pmem.fit(Persistence::MemoryController);
-        let unit = unit_with(&Memory::default(), |config| config.fit = fit);
-        let fit = unit.fit();
-        // SPA range at 0 (56 bytes), region map behind it; Linux `struct acpi_nfit_system_address` and
-        // `acpi_nfit_memory_map`.
-        assert_eq!(fit[32..40], unit.base().to_le_bytes());
-        assert_eq!(fit[40..48], unit.size().to_le_bytes());
-        assert_eq!(fit[56 + 4..56 + 8], unit.handle().to_le_bytes());
-        assert_eq!(fit[56 + 32..56 + 40], unit.dpa_base().to_le_bytes());
-    }
-
-    #[test]
-    fn ranges_inside_the_unit_are_told_from_others() {
-        let memory = Memory::default();
-        let unit = unit_with(&memory, |_| {});
-        assert_eq!(unit.range(BASE, SIZE), Some(BASE..BASE + SIZE));
-        assert_eq!(unit.range(BASE + SIZE - 1, 1), Some(BASE + SIZE - 1..BASE + SIZE));
-        for (address, length) in [(BASE, 0), (BASE - 1, 2), (BASE, SIZE + 1), (u64::MAX, 1), (BASE, u64::MAX)]
-        {
-            assert_eq!(unit.range(address, length), None, "{address:#x}+{length:#x}");
-        }
-    }
-}
+#[path = "unit_test.rs"]
+mod tests;

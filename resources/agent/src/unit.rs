@@ -1,9 +1,9 @@
 //! Letting go of an NVDIMM unit where its ACPI container cannot make the kernel do so (Linux from 7.0 on): the driver of
 //! its root device is unbound, as an administrator would, and bound again when another unit has come.
 //!
-//! `aconite-agent unit release PATH START LENGTH` takes memory of the range that the kernel uses as RAM offline first,
-//! and gives up where that fails; `unit drop PATH START LENGTH` unbinds at once; `unit bind PATH` binds. PATH is the
-//! root device's name in the ACPI namespace, such as `\_SB_.NV00.NVDR`.
+//! `aconite-agent unit release PATH START LENGTH…` takes memory of the ranges that the kernel uses as RAM offline first,
+//! and gives up where that fails; `unit drop PATH START LENGTH…` unbinds at once; `unit bind PATH` binds. PATH is the
+//! root device's name in the ACPI namespace, such as `\_SB_.NV00.NVDR`; START and LENGTH follow for each of its ranges.
 
 use std::fs;
 use std::io;
@@ -31,13 +31,15 @@ const ROOT_DEVICE: &str = "ACPI0012";
 /// Why not, in words with a remedy.
 pub fn run(words: &[&str]) -> Result<(), String> {
     match *words {
-        [word @ (RELEASE | DROP), path, start, length] => {
-            let (start, length) = (number(start)?, number(length)?);
+        [word @ (RELEASE | DROP), path, ref ranges @ ..] if ranges.len().is_multiple_of(2) => {
+            let ranges = ranges.chunks(2).map(|range| Ok((number(range[0])?, number(range[1])?)));
+            let ranges = ranges.collect::<Result<Vec<_>, String>>()?;
             if word == RELEASE {
-                take_offline(start, length)?;
+                ranges.iter().try_for_each(|&(start, length)| take_offline(start, length))?;
             }
             unbind(&root_device(path)?)?;
-            still_used(&read("/proc/iomem")?, start, length)
+            let iomem = read("/proc/iomem")?;
+            ranges.iter().try_for_each(|&(start, length)| still_used(&iomem, start, length))
         }
         [BIND, path] => bind(&root_device(path)?),
         _ => Err(format!("{words:?} is no command for a unit")),

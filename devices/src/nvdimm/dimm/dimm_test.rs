@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::dsm::Uuid;
-use super::super::testing::{Memory, bytes, dimm_config};
+use super::super::testing::{bytes, dimm_config};
 use super::intel::UUID as INTEL;
 use super::methods::MICROSOFT;
 use super::*;
@@ -25,7 +25,7 @@ fn dimm(family: Family, labels: Option<Vec<u8>>) -> Dimm {
 }
 
 fn ask(dimm: &Dimm, uuid: Uuid, revision: u32, function: u32, input: &[u8]) -> Option<Vec<u8>> {
-    dimm.dsm(&Memory::default(), &Request { uuid, revision, function, input }).map(|answer| answer.output)
+    dimm.dsm(&|| true, &Request { uuid, revision, function, input }).map(|answer| answer.output)
 }
 
 fn intel(dimm: &Dimm, function: u32, input: &[u8]) -> Vec<u8> {

@@ -28,7 +28,6 @@ pub(super) use self::methods::{label_information, label_read, label_write};
 pub use self::namespace_index::{MIN_SIZE as LABEL_AREA_MIN, empty_area, has_index};
 pub use self::record::Record;
 use super::dsm::Request;
-use super::media::Media;
 use crate::bus::lock;
 use crate::clock::Clock;
 
@@ -83,6 +82,9 @@ impl From<u32> for Failure {
         Self(status)
     }
 }
+
+/// Fills all that the DIMM holds with zeros; false if that did not succeed.
+pub(super) type Erase<'a> = &'a dyn Fn() -> bool;
 
 impl Dimm {
     /// Gives a DIMM power.
@@ -191,10 +193,10 @@ impl Dimm {
         Ok(())
     }
 
-    /// Answers a `_DSM` call on the DIMM whose data is in `media`. `None`: this is no call of the device.
-    pub(super) fn dsm(&self, media: &dyn Media, request: &Request<'_>) -> Option<Answer> {
+    /// Answers a `_DSM` call on the DIMM. `None`: this is no call of the device.
+    pub(super) fn dsm(&self, erase: Erase<'_>, request: &Request<'_>) -> Option<Answer> {
         match self.family {
-            Family::Intel => intel::call(self, media, request),
+            Family::Intel => intel::call(self, erase, request),
             Family::Microsoft => methods::microsoft(request).map(|output| Answer { output, alarm: false }),
             Family::None => None,
         }

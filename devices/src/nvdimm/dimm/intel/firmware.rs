@@ -78,7 +78,7 @@ enum Activation {
 }
 
 /// What the root device knows of a DIMM's activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in super::super::super) enum Activity {
     /// There is nothing to activate.
     Idle = 0,

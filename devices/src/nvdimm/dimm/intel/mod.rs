@@ -10,8 +10,7 @@ pub(super) mod security;
 mod smart;
 
 use super::super::dsm::{Request, Uuid, only_status, uuid};
-use super::super::media::Media;
-use super::Dimm;
+use super::{Dimm, Erase};
 
 /// UUID of the family.
 pub(in super::super) const UUID: Uuid =
@@ -97,8 +96,8 @@ pub(in super::super) struct Answer {
     pub(in super::super) alarm: bool,
 }
 
-/// Answers one call on a DIMM whose data is in `media`. `None`: this is no call of the family.
-pub(super) fn call(dimm: &Dimm, media: &dyn Media, request: &Request<'_>) -> Option<Answer> {
+/// Answers one call on a DIMM, whose data `erase` erases. `None`: this is no call of the family.
+pub(super) fn call(dimm: &Dimm, erase: Erase<'_>, request: &Request<'_>) -> Option<Answer> {
     if request.uuid != UUID || !matches!(request.revision, 1 | 2) {
         return None;
     }
@@ -126,7 +125,7 @@ pub(super) fn call(dimm: &Dimm, media: &dyn Media, request: &Request<'_>) -> Opt
         function::SECURITY => security::state(dimm),
         function::QUERY_OVERWRITE => security::query_overwrite(dimm),
         number @ function::SET_PASSPHRASE..=function::MASTER_ERASE => {
-            security::change(dimm, media, number, input)
+            security::change(dimm, erase, number, input)
         }
         function::ACTIVATION => firmware::activation(dimm),
         function::ARM => firmware::arm(dimm, input),

@@ -10,9 +10,8 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::super::super::dsm::only_status;
-use super::super::super::media::Media;
 use super::super::record::{PASSPHRASE, Passphrase, Record};
-use super::super::{Dimm, Failure};
+use super::super::{Dimm, Erase, Failure};
 use super::{function, status};
 
 /// Wrong passphrases that are answered before attempts are exhausted.
@@ -124,11 +123,11 @@ pub(super) fn state(dimm: &Dimm) -> Vec<u8> {
 }
 
 /// Functions 20 to 28 but 26: everything that changes the state.
-pub(super) fn change(dimm: &Dimm, media: &dyn Media, number: u32, input: &[u8]) -> Vec<u8> {
+pub(super) fn change(dimm: &Dimm, wipe: Erase<'_>, number: u32, input: &[u8]) -> Vec<u8> {
     let now = dimm.now();
     let changed = passphrases(number, input).and_then(|(first, second)| {
         // A wrong passphrase counts although the call fails.
-        dimm.change(|record, session| Ok(carry_out(number, &first, &second, record, session, media, now)))?
+        dimm.change(|record, session| Ok(carry_out(number, &first, &second, record, session, wipe, now)))?
     });
     only_status(changed.map_or_else(|Failure(status)| status, |()| status::SUCCESS))
 }
@@ -154,7 +153,7 @@ fn carry_out(
     second: &Passphrase,
     record: &mut Record,
     session: &mut Session,
-    media: &dyn Media,
+    wipe: Erase<'_>,
     now: Duration,
 ) -> Result<(), Failure> {
     let enabled = record.secured != 0;
@@ -184,13 +183,13 @@ fn carry_out(
         function::SECURE_ERASE => {
             session.check_open()?;
             session.check_passphrase(record, first)?;
-            erase(media)?;
+            erase(wipe)?;
             forget(record, session);
         }
         function::OVERWRITE => {
             session.check_open()?;
             session.check_passphrase(record, first)?;
-            erase(media)?;
+            erase(wipe)?;
             session.overwriting = Some(now + OVERWRITE);
         }
         function::SET_MASTER => {
@@ -199,7 +198,7 @@ fn carry_out(
         }
         _ => {
             session.check_master(record, first)?;
-            erase(media)?;
+            erase(wipe)?;
             forget(record, session);
         }
     }
@@ -217,8 +216,8 @@ fn forget(record: &mut Record, session: &mut Session) {
     session.locked = false;
 }
 
-fn erase(media: &dyn Media) -> Result<(), Failure> {
-    if media.erase() { Ok(()) } else { Err(status::HARDWARE_ERROR.into()) }
+fn erase(wipe: Erase<'_>) -> Result<(), Failure> {
+    if wipe() { Ok(()) } else { Err(status::HARDWARE_ERROR.into()) }
 }
 
 /// Function 26: whether overwriting is over. The labels go with the data, and so does the passphrase.

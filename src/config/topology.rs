@@ -1,0 +1,230 @@
+//! What is behind devices, and with whom they share it: buses, DIMMs, interleave sets.
+
+use std::collections::BTreeMap;
+
+use aconite_acpi::layout::MAX_DIMMS;
+
+use super::error::ConfigError;
+use super::validate::GRAIN;
+use super::{Dimms, Machine, Pmem, PmemSource};
+use crate::units::{MIB, Size};
+
+/// The largest interleave set.
+const MAX_WAYS: u32 = 16;
+/// Lines of an interleave set: from a line of poison to what any sector fits into.
+const LINES: std::ops::RangeInclusive<u64> = 64..=MIB;
+
+impl Machine {
+    /// Number of the NFIT unit of each device: the devices of a bus are one unit.
+    pub fn units(&self) -> Vec<u32> {
+        let mut buses = BTreeMap::new();
+        let mut next = 0..;
+        let mut new = || next.next().unwrap_or(u32::MAX);
+        self.pmem
+            .iter()
+            .map(|pmem| match &pmem.bus {
+                Some(bus) => *buses.entry(bus).or_insert_with(&mut new),
+                None => new(),
+            })
+            .collect()
+    }
+
+    /// Refuses what the devices of a bus cannot be together.
+    pub(super) fn validate_buses(&self) -> Result<(), ConfigError> {
+        for pmem in &self.pmem {
+            let Some(bus) = &pmem.bus else { continue };
+            if self.pmem.iter().any(|other| other.id == *bus) {
+                return Err(ConfigError::invalid(
+                    format_args!("--pmem {}: bus", pmem.id),
+                    bus,
+                    "a device has this id",
+                    "give the bus a name of its own",
+                ));
+            }
+        }
+        let units = self.units();
+        for unit in 0..=units.iter().copied().max().unwrap_or(0) {
+            let members: Vec<_> =
+                self.pmem.iter().zip(&units).filter(|(_, of)| **of == unit).map(|(pmem, _)| pmem).collect();
+            validate_bus(&members)?;
+        }
+        Ok(())
+    }
+}
+
+fn validate_bus(members: &[&Pmem]) -> Result<(), ConfigError> {
+    let mut first: BTreeMap<&str, &Pmem> = BTreeMap::new();
+    let mut count = 0;
+    for pmem in members {
+        match &pmem.dimms {
+            Dimms::Own(own) => count += own,
+            Dimms::Named(names) => {
+                for name in names {
+                    let before = first.entry(name).or_insert_with(|| {
+                        count += 1;
+                        pmem
+                    });
+                    let alike = |other: &Pmem| {
+                        (pmem.family, pmem.flags, &pmem.labels) == (other.family, other.flags, &other.labels)
+                    };
+                    if !alike(before) {
+                        return Err(ConfigError::invalid(
+                            format_args!("--pmem {}: dimms", pmem.id),
+                            name,
+                            format_args!(
+                                "family, labels and flags of this DIMM are not those that it has behind device {}",
+                                before.id
+                            ),
+                            "give both devices the same family=, labels= and flags=",
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    match members.last() {
+        Some(pmem) if count > MAX_DIMMS => Err(ConfigError::invalid(
+            format_args!("--pmem {}: bus", pmem.id),
+            pmem.bus.as_deref().unwrap_or_default(),
+            format_args!("it would have {count} DIMMs, and a bus has at most {MAX_DIMMS}"),
+            "put some of the devices on another bus",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses an interleave set that there cannot be.
+pub(super) fn validate_set(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
+    let count = pmem.dimms.count();
+    if !(1..=MAX_WAYS).contains(&count) {
+        return Err(ConfigError::invalid(
+            format_args!("{option}: dimms"),
+            &pmem.dimms,
+            format_args!("a device is on 1 to {MAX_WAYS} DIMMs"),
+            "give dimms=4 or another number of them",
+        ));
+    }
+    if let Dimms::Named(names) = &pmem.dimms {
+        let good = |name: &String| {
+            name.starts_with(|c: char| c.is_ascii_alphabetic())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        };
+        let twice = |(at, name): (usize, &String)| names[..at].contains(name);
+        if !names.iter().all(good) || names.iter().enumerate().any(twice) {
+            return Err(ConfigError::invalid(
+                format_args!("{option}: dimms"),
+                &pmem.dimms,
+                "it is neither a number nor names of different DIMMs, a letter and then letters, digits, - or _",
+                "give dimms=2 or dimms=d0+d1",
+            ));
+        }
+    }
+    if let Some(line) = pmem.interleave {
+        if !line.bytes().is_power_of_two() || !LINES.contains(&line.bytes()) {
+            return Err(ConfigError::invalid(
+                format_args!("{option}: interleave"),
+                line,
+                "a line is a power of two from 64 to 1M",
+                "give interleave=256 or interleave=4K",
+            ));
+        }
+        if count == 1 {
+            return Err(ConfigError::invalid(
+                format_args!("{option}: interleave"),
+                line,
+                "nothing is interleaved on one DIMM",
+                "give dimms=2 or more too, or leave it out",
+            ));
+        }
+    }
+    if let PmemSource::Memory(size) | PmemSource::File { size: Some(size), .. } = &pmem.source {
+        check_shares(option, *size, count)?;
+    }
+    Ok(())
+}
+
+/// Refuses a size that cannot be shared out evenly.
+pub(super) fn check_shares(option: &str, size: Size, dimms: u32) -> Result<(), ConfigError> {
+    let unit = GRAIN * u64::from(dimms);
+    // One DIMM takes whatever size a device can have.
+    if dimms == 1 || size.bytes().is_multiple_of(unit) {
+        return Ok(());
+    }
+    Err(ConfigError::invalid(
+        format_args!("{option}: size"),
+        size,
+        format_args!("it is no multiple of {} for each of its {dimms} DIMMs", Size(GRAIN)),
+        format_args!("give {}", Size(size.bytes().div_ceil(unit).saturating_mul(unit))),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::GIB;
+
+    fn machine(pmem: &[&str]) -> Machine {
+        let pmem = pmem.iter().map(|text| Pmem::parse("--pmem", text).unwrap()).collect();
+        let mut machine = Machine { kernel: "k".into(), pmem, ..Machine::default() };
+        machine.complete();
+        machine
+    }
+
+    fn mistake(pmem: &[&str]) -> String {
+        machine(pmem).validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn devices_of_a_bus_are_one_unit() {
+        let machine = machine(&["size=1G,bus=b", "size=1G", "size=1G,bus=b,dimms=2", "size=1G,bus=c"]);
+        assert_eq!(machine.units(), [0, 1, 0, 2]);
+        machine.validate().unwrap();
+    }
+
+    #[test]
+    fn sets_are_read_and_written() {
+        let pmem = Pmem::parse("--pmem", "size=1G,dimms=a+b,interleave=256,bus=x").unwrap();
+        assert_eq!(pmem.dimms, Dimms::Named(vec!["a".into(), "b".into()]));
+        assert_eq!((pmem.interleave, pmem.bus.as_deref()), (Some(Size(256)), Some("x")));
+        let json = serde_json::to_value(&pmem).unwrap();
+        assert_eq!((&json["dimms"], &json["bus"]), (&"a+b".into(), &"x".into()));
+        assert_eq!(serde_json::from_value::<Pmem>(json).unwrap(), pmem);
+        let four = Pmem { dimms: Dimms::Own(4), ..Pmem::memory("p0", Size(GIB)) };
+        assert_eq!(serde_json::to_value(&four).unwrap()["dimms"], 4);
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_remedy() {
+        for (pmem, message) in [
+            (
+                &["size=1G,dimms=17"][..],
+                "Wrong --pmem p0: dimms 17: a device is on 1 to 16 DIMMs; give dimms=4",
+            ),
+            (&["size=1G,dimms=0"], "dimms 0: a device is on 1 to 16 DIMMs"),
+            (&["size=1G,dimms=a+a"], "dimms a+a: it is neither a number nor names of different DIMMs"),
+            (&["size=1G,dimms=a+"], "dimms a+: it is neither a number nor names"),
+            (
+                &["size=1G,dimms=2,interleave=100"],
+                "interleave 100: a line is a power of two from 64 to 1M; give interleave=256",
+            ),
+            (&["size=1G,dimms=2,interleave=2M"], "interleave 2M: a line is a power of two"),
+            (&["size=1G,interleave=4K"], "interleave 4K: nothing is interleaved on one DIMM; give dimms=2"),
+            (&["size=1G,dimms=3"], "size 1G: it is no multiple of 2M for each of its 3 DIMMs; give 1026M"),
+            (
+                &["size=1G,bus=p1", "size=1G"],
+                "Wrong --pmem p0: bus p1: a device has this id; give the bus a name",
+            ),
+            (
+                &["size=1G,bus=b,dimms=16", "size=1G,bus=b,dimms=16", "size=1G,bus=b"],
+                "--pmem p2: bus b: it would have 33 DIMMs, and a bus has at most 32",
+            ),
+            (
+                &["size=1G,bus=b,dimms=d+e", "size=1G,bus=b,dimms=e,family=msft"],
+                "--pmem p1: dimms e: family, labels and flags of this DIMM are not those that it has behind device p0",
+            ),
+        ] {
+            let found = mistake(pmem);
+            assert!(found.contains(message), "{found}");
+        }
+    }
+}
