@@ -10,7 +10,7 @@ mod boot_errors;
 mod build;
 mod census;
 mod console;
-mod cpu;
+pub mod cpu;
 mod dimm;
 mod dma;
 mod errors;

@@ -155,16 +155,19 @@ pub struct Row {
 /// General registers before the first instruction: all different, none a valid address but for RSP.
 pub fn registers(mode: Mode) -> kvm_regs {
     let io = if mode.user { IOPL3 } else { 0 };
-    let value = |n: u64| (0x0101_0101_0101_0101 * n) ^ 0x8040_2010_0804_0201;
+    // What is above 32 bits is lost to 32-bit code, or not (SDM volume 1, 3.4.1.1).
+    let mask = if mode.compatibility { u64::from(u32::MAX) } else { u64::MAX };
+    let value = |n: u64| ((0x0101_0101_0101_0101 * n) ^ 0x8040_2010_0804_0201) & mask;
+    let (data, stack) = if mode.compatibility { (DATA, STACK_TOP) } else { (DATA_VA, STACK_TOP_VA) };
     kvm_regs {
         rax: value(1),
         rbx: value(2),
         rcx: value(3),
         rdx: value(4),
-        rsi: DATA_VA,
-        rdi: DATA_VA + 0x4000,
+        rsi: data,
+        rdi: data + 0x4000,
         rbp: value(5),
-        rsp: STACK_TOP_VA,
+        rsp: stack,
         r8: value(6),
         r9: value(7),
         r10: value(8),
@@ -183,12 +186,26 @@ pub fn assemble(
     code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
     address: u64,
 ) -> Result<Vec<u8>> {
-    let mut assembler = CodeAssembler::new(64)?;
+    assemble_for(64, code, address)
+}
+
+/// Assembles `code` of 16, 32 or 64 bits for `address`.
+pub fn assemble_for(
+    bits: u32,
+    code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+    address: u64,
+) -> Result<Vec<u8>> {
+    let mut assembler = CodeAssembler::new(bits)?;
     code(&mut assembler)?;
     if assembler.instructions().is_empty() {
         return Ok(Vec::new());
     }
     assembler.assemble(address).context("A program cannot be assembled")
+}
+
+/// The guest-physical address of code.
+fn physical(code: u64) -> u64 {
+    if code < CODE_VA { code } else { code - (CODE_VA - CODE) }
 }
 
 /// `out PORT_DONE, al`.
@@ -204,7 +221,7 @@ impl Case {
             line: Line::Miss,
             before: Vec::new(),
             tested: code,
-            at: CODE_VA,
+            at: if guest.mode.compatibility { CODE } else { CODE_VA },
             guest,
             poison: Vec::new(),
             quiet: false,
@@ -238,7 +255,7 @@ impl Case {
 
     fn guest(&self, program: &[&[u8]]) -> Guest {
         let mut guest = self.guest.clone();
-        let mut gpa = self.at - (CODE_VA - CODE);
+        let mut gpa = physical(self.at);
         for part in program {
             guest.write(gpa, part);
             gpa += part.len() as u64;
@@ -343,9 +360,7 @@ impl Case {
         match before {
             Before::Instruction => {
                 let mut outcome = machine.run(&self.guest(&[&self.before, &DONE]))?;
-                outcome
-                    .memory
-                    .write(self.instruction() - (CODE_VA - CODE), &[&self.tested[..], &DONE].concat());
+                outcome.memory.write(physical(self.instruction()), &[&self.tested[..], &DONE].concat());
                 Ok(outcome)
             }
             Before::Program(program) => {

@@ -18,6 +18,10 @@ pub struct Mode {
     pub five_levels: bool,
     /// Operands are user pages though the code is the supervisor's: CR4.SMAP, with EFLAGS.AC set.
     pub smap: bool,
+    /// The program is 32-bit code in compatibility mode; it, its stack and operands are at their own addresses.
+    pub compatibility: bool,
+    /// CR4.PCIDE.
+    pub pcid: bool,
 }
 
 /// The sizes of pages.
@@ -33,12 +37,21 @@ pub enum PageSize {
 
 impl Mode {
     /// Supervisor code with small pages.
-    pub const KERNEL: Self =
-        Self { cpl: 0, user: false, page: PageSize::Small, five_levels: false, smap: false };
+    pub const KERNEL: Self = Self {
+        cpl: 0,
+        user: false,
+        page: PageSize::Small,
+        five_levels: false,
+        smap: false,
+        compatibility: false,
+        pcid: false,
+    };
     /// User code with small pages.
     pub const USER: Self = Self { cpl: 3, user: true, ..Self::KERNEL };
     /// Supervisor code in user pages, on its way to user code.
     pub const ENTERING: Self = Self { cpl: 0, ..Self::USER };
+    /// 32-bit user code.
+    pub const COMPATIBILITY: Self = Self { compatibility: true, ..Self::USER };
 }
 
 const PRESENT: u64 = 1;
@@ -102,8 +115,12 @@ impl Image {
         self.word(LOW_TABLES[1], LOW_TABLES[2] | table);
         self.word(CODE_TABLES[1], CODE_TABLES[2] | table);
         let leaf = PRESENT | WRITABLE | MARKED;
+        let own = if mode.compatibility { user } else { 0 };
+        if mode.compatibility {
+            self.word(LOW_TABLES[1] + 8 * (DATA >> 21), DATA_TABLES[2] | table);
+        }
         for page in (0..LOW_LEN).step_by(4096) {
-            self.word(LOW_TABLES[2] + page / 512, page | leaf);
+            self.word(LOW_TABLES[2] + page / 512, page | leaf | own);
             self.word(CODE_TABLES[2] + page / 512, page | leaf | user);
         }
         let shared = if mode.smap { USER } else { user };
@@ -133,6 +150,7 @@ impl Image {
             (USER_CS, 0x00af_fb00_0000_ffff),
             (OTHER_DATA, 0x00cf_9300_0000_ffff),
             (OTHER_CODE, 0x00af_9b00_0000_ffff),
+            (COMPATIBILITY_CS, 0x00cf_fb00_0000_ffff),
         ] {
             self.word(GDT + u64::from(selector & !7), descriptor);
         }

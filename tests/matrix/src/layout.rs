@@ -54,7 +54,9 @@ pub const SPARE: u64 = 0x2_8000;
 /// Linear address of [`CODE`]: entry 8 of the top table, so another line of it than that of [`LOW`].
 pub const CODE_VA: u64 = (8 << 39) | CODE;
 /// Linear address of the top of the stack.
-pub const STACK_TOP_VA: u64 = (8 << 39) | (STACK + 0x1f00);
+pub const STACK_TOP_VA: u64 = (8 << 39) | STACK_TOP;
+/// The same at its own address.
+pub const STACK_TOP: u64 = STACK + 0x1f00;
 /// Linear address of [`DATA`]: entry 16 of the top table and of the one below. The low 30 bits are those of the
 /// physical address, so that pages of all sizes can map it.
 pub const DATA_VA: u64 = (16 << 39) | (16 << 30) | DATA;
@@ -75,6 +77,8 @@ pub const TASK: u16 = 0x28;
 pub const OTHER_DATA: u16 = 0x40;
 pub const OTHER_CODE: u16 = 0x48;
 pub const OTHER_TASK: u16 = 0x50;
+/// 32-bit code of the user, in the first line of nothing else.
+pub const COMPATIBILITY_CS: u16 = 0x63;
 
 /// Ports: a handler was reached (a port for each vector), the program is done, the start values are in place, the
 /// machine check is handled, a device's register.

@@ -30,6 +30,9 @@ const GUARDS: usize = 64;
 const CR0: u64 = 0x8005_0033;
 const CR4: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 18;
 const CR4_LA57: u64 = 1 << 12;
+const CR4_PCIDE: u64 = 1 << 17;
+/// A process-context identifier.
+const PCID: u64 = 0x5a5;
 const CR4_SMAP: u64 = 1 << 21;
 /// SYSCALL, long mode, no-execute.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
@@ -602,7 +605,7 @@ impl Run {
 }
 
 /// System registers of 64-bit code.
-fn system(old: kvm_sregs, mode: Mode) -> kvm_sregs {
+pub fn system(old: kvm_sregs, mode: Mode) -> kvm_sregs {
     let segment = |selector: u16, kind: u8| kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -619,6 +622,9 @@ fn system(old: kvm_sregs, mode: Mode) -> kvm_sregs {
     let (cs, ss) = if mode.cpl == 3 { (USER_CS, USER_SS) } else { (KERNEL_CS, KERNEL_SS) };
     let mut new = old;
     new.cs = segment(cs, 11);
+    if mode.compatibility && mode.cpl == 3 {
+        (new.cs.selector, new.cs.l, new.cs.db) = (COMPATIBILITY_CS, 0, 1);
+    }
     let data = segment(ss, 3);
     (new.ss, new.ds, new.es, new.fs, new.gs) = (data, data, data, data, data);
     new.tr = kvm_segment {
@@ -641,6 +647,10 @@ fn system(old: kvm_sregs, mode: Mode) -> kvm_sregs {
     }
     if mode.smap {
         new.cr4 |= CR4_SMAP;
+    }
+    if mode.pcid {
+        new.cr4 |= CR4_PCIDE;
+        new.cr3 |= PCID;
     }
     new.cr8 = 0;
     new.efer = EFER;

@@ -15,6 +15,7 @@ mod layout;
 mod machine;
 mod report;
 mod rows;
+mod ticks;
 
 use aconite::config::HostChoice;
 use aconite::host::{self, Where, nested};
@@ -79,6 +80,7 @@ fn run(arguments: &Arguments) -> Result<u8> {
             _ => {}
         }
     }
+    done.extend(ticks::rows(wanted));
     if done.is_empty() {
         bail!("There is no such row");
     }

@@ -1,5 +1,6 @@
 //! The rows.
 
+mod compatibility;
 mod fetches;
 mod forms;
 mod operands;
@@ -10,7 +11,7 @@ mod tables;
 mod walks;
 
 use crate::case::{Case, Class, Row};
-use crate::feature::{Feature, Features};
+use crate::feature::Features;
 use anyhow::Result;
 
 pub use streams::rows as streams;
@@ -39,14 +40,9 @@ pub fn all(features: &Features) -> Result<Vec<Planned>> {
         fetches::rows()?,
         steps::rows()?,
         tables::rows()?,
+        compatibility::rows()?,
     ];
-    let mut rows: Vec<_> = parts.into_iter().flatten().collect();
-    let why = match features.missing(&[Feature::Pcid]) {
-        Some(why) => why,
-        None => "there is no row for it".to_owned(),
-    };
-    rows.push(Planned::NotRun { form: "walks with PCID".to_owned(), class: Class::Walk, why });
-    Ok(rows)
+    Ok(parts.into_iter().flatten().collect())
 }
 
 /// What can be said of a row that is not run.

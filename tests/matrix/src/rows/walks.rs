@@ -46,6 +46,7 @@ fn operand_entries() -> Vec<Entry> {
             Mode { smap: true, ..Mode::KERNEL },
             true,
         ),
+        entry("PTE, PCID", pages + 8 * (DATA >> 12 & 511), Mode { pcid: true, ..Mode::USER }, true),
         entry("PDE of a 2 MiB page", directory + 8 * (DATA >> 21), large, true),
         entry("PDPTE of a 1 GiB page", pointers + 8 * 16, huge, true),
     ]
@@ -68,6 +69,7 @@ impl Entry {
             Mode { five_levels: true, .. } => &[Feature::FiveLevels],
             Mode { page: PageSize::Huge, .. } => &[Feature::HugePages],
             Mode { smap: true, .. } => &[Feature::Smap],
+            Mode { pcid: true, .. } => &[Feature::Pcid],
             _ => &[],
         }
     }
