@@ -24,6 +24,7 @@ mod fadt;
 pub mod ghes;
 mod guid;
 mod hest;
+mod hmat;
 pub mod layout;
 mod madt;
 mod mcfg;

@@ -2,8 +2,8 @@
 
 use crate::layout::{RSDP_BASE, TABLES_BASE, TABLES_SIZE};
 use crate::{
-    Description, Error, RSDP_SIZE, Table, bert, dsdt, einj, erst, fadt, hest, madt, mcfg, nfit, rsdp, slit,
-    srat,
+    Description, Error, RSDP_SIZE, Table, bert, dsdt, einj, erst, fadt, hest, hmat, madt, mcfg, nfit, rsdp,
+    slit, srat,
 };
 
 /// Tables begin at multiples of this.
@@ -40,6 +40,7 @@ impl Tables {
             placed.add(mcfg::mcfg()),
             placed.add(srat::srat(description)),
             placed.add(slit::slit(description.proximity_domains())),
+            placed.add(hmat::hmat(description)),
             placed.add(hest::hest()),
             placed.add(bert::bert()),
             placed.add(einj::einj()),

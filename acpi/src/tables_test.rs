@@ -32,7 +32,10 @@ fn an_os_finds_everything_from_the_rsdp() {
             assert_eq!(checksum(&dsdt), 0);
         }
     }
-    assert_eq!(found, ["FACP", "APIC", "MCFG", "SRAT", "SLIT", "HEST", "BERT", "EINJ", "ERST", "NFIT"]);
+    assert_eq!(
+        found,
+        ["FACP", "APIC", "MCFG", "SRAT", "SLIT", "HMAT", "HEST", "BERT", "EINJ", "ERST", "NFIT"]
+    );
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Fields {
             let Some((name, value)) = rest.split_once(" : ") else { continue };
             let value = value.split('[').next().unwrap_or(value);
             let (name, value) = (name.trim().to_owned(), value.trim().to_owned());
-            if name == "Subtable Type" || value.is_empty() {
+            if ["Subtable Type", "Structure Type"].contains(&&*name) || value.is_empty() {
                 subtable = if value.is_empty() { name.clone() } else { value.clone() };
             }
             fields.push((subtable.clone(), name, value));
@@ -252,6 +252,12 @@ fn srat_and_slit() {
         let domains = u64::from(description.proximity_domains());
         let slit = decoded.fields("SLIT");
         assert_eq!(slit.one("", "Localities"), domains);
+
+        let hmat = decoded.fields("HMAT");
+        let memory = hmat.all("0000", "Memory Proximity Domain");
+        assert_eq!(memory, (0..domains).filter(|domain| memory.contains(domain)).collect::<Vec<_>>());
+        assert_eq!(hmat.all("0001", "Data Type"), [0, 3]);
+        assert_eq!(hmat.all("0001", "Target Proximity Domains #"), [memory.len() as u64; 2]);
     });
 }
 

@@ -44,7 +44,7 @@ pub struct MachineArgs {
         long,
         value_name = "KEY=VALUE,...",
         help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N]\
-                [,readonly=on|off][,at=ADDRESS]\
+                [,readonly=on|off][,volatile=on|off][,at=ADDRESS]\
                 [,bus=NAME][,dimms=N|NAME+NAME…][,interleave=SIZE]\
                 [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\
                 [,full_line_store=keep|clear]"

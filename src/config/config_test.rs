@@ -98,7 +98,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,readnoly=on",
-            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, at, bus, dimms, interleave, family, labels, flags, full_line_store",
+            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, volatile, at, bus, dimms, interleave, family, labels, flags, full_line_store",
         ),
         (
             "--pmem size=1000",

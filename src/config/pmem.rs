@@ -108,6 +108,8 @@ pub struct Pmem {
     pub node: Option<u32>,
     /// Whether the guest can only read it. Default: no.
     pub readonly: bool,
+    /// Whether firmware says that what is in it does not outlive power. Default: no.
+    pub volatile: bool,
     /// Where it goes. Default: the next free place that is aligned so that Linux maps it with its largest pages.
     pub at: Option<Place>,
     /// The bus that it is on with other devices: they come and go together. Default: a bus of its own.
@@ -163,6 +165,9 @@ pub struct PmemKeys {
     /// Whether the guest can only read it. Default: no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     readonly: Option<Switch>,
+    /// Whether firmware says that what is in it does not outlive power: a volatile range of the NFIT. Default: no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    volatile: Option<Switch>,
     /// A guest-physical address, or (when inserting) the id of a departed device whose address is used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<Place>,
@@ -194,7 +199,7 @@ pub struct PmemKeys {
 }
 
 /// The keys of `--pmem`, in the order of the documentation.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "file",
     "size",
     "id",
@@ -202,6 +207,7 @@ const KEYS: [&str; 15] = [
     "channel",
     "node",
     "readonly",
+    "volatile",
     "at",
     "bus",
     "dimms",
@@ -222,6 +228,7 @@ impl Pmem {
             channel: None,
             node: None,
             readonly: false,
+            volatile: false,
             at: None,
             bus: None,
             dimms: Dimms::default(),
@@ -251,6 +258,7 @@ impl Pmem {
                 ..error
             })?,
             readonly: list.take_switch("readonly")?.map(Switch),
+            volatile: list.take_switch("volatile")?.map(Switch),
             at: list.take("at")?,
             bus: list.take_text("bus"),
             dimms: list.take_text("dimms").map(CountOrNames::Text),
@@ -390,6 +398,7 @@ impl Pmem {
             channel,
             node: keys.node,
             readonly,
+            volatile: keys.volatile.is_some_and(|switch| switch.0),
             at: keys.at,
             bus: keys.bus,
             dimms,
@@ -424,6 +433,7 @@ impl From<Pmem> for PmemKeys {
             channel: pmem.channel.map(|channel| channel.name().to_owned()),
             node: pmem.node,
             readonly: pmem.readonly.then_some(Switch(true)),
+            volatile: pmem.volatile.then_some(Switch(true)),
             at: pmem.at,
             bus: pmem.bus,
             dimms: (pmem.dimms != Dimms::default()).then(|| match pmem.dimms {

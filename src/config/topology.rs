@@ -6,7 +6,7 @@ use aconite_acpi::layout::MAX_DIMMS;
 
 use super::error::ConfigError;
 use super::validate::GRAIN;
-use super::{Dimms, Machine, Pmem, PmemSource};
+use super::{Dimms, Labels, Machine, Pmem, PmemSource, StateFlags};
 use crate::units::{MIB, Size};
 
 /// The largest interleave set.
@@ -96,6 +96,9 @@ fn validate_bus(members: &[&Pmem]) -> Result<(), ConfigError> {
 /// Refuses an interleave set that there cannot be.
 pub(super) fn validate_set(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
     let count = pmem.dimms.count();
+    if pmem.volatile {
+        validate_volatile(option, pmem)?;
+    }
     if !(1..=MAX_WAYS).contains(&count) {
         return Err(ConfigError::invalid(
             format_args!("{option}: dimms"),
@@ -139,6 +142,39 @@ pub(super) fn validate_set(option: &str, pmem: &Pmem) -> Result<(), ConfigError>
     }
     if let PmemSource::Memory(size) | PmemSource::File { size: Some(size), .. } = &pmem.source {
         check_shares(option, *size, count)?;
+    }
+    Ok(())
+}
+
+/// Refuses what a volatile range cannot have: Linux makes no region of one whose DIMMs are named.
+fn validate_volatile(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
+    let refused = |key: &str, value: &dyn std::fmt::Display, problem: &str| {
+        Err(ConfigError::invalid(
+            format_args!("{option}: {key}"),
+            value,
+            problem,
+            format_args!("leave {key}= or volatile=on out"),
+        ))
+    };
+    if let PmemSource::File { path, .. } = &pmem.source {
+        return refused("file", &path.display(), "what is in a volatile range does not outlive the machine");
+    }
+    if pmem.dimms != Dimms::default() {
+        return refused(
+            "dimms",
+            &pmem.dimms,
+            "firmware does not say which DIMMs are behind a volatile range",
+        );
+    }
+    let no_dimm = "a volatile range has no DIMM that could have it";
+    if pmem.labels != Labels::default() {
+        return refused("labels", &"", no_dimm);
+    }
+    if pmem.flags != StateFlags::default() {
+        return refused("flags", &pmem.flags, no_dimm);
+    }
+    if pmem.readonly {
+        return refused("readonly", &"on", "it would hold nothing");
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use aconite_acpi::NvdimmUnit;
+use aconite_acpi::{NvdimmUnit, RangeType};
 use aconite_devices::nvdimm::{self, Dimm, Interleave, Unit, UnitConfig};
 use thiserror::Error;
 
@@ -134,9 +134,11 @@ impl MemoryDevices {
         dimms: &[Arc<Dimm>],
     ) -> Result<Unit, MemoryError> {
         let firmware = &topology.firmware;
-        let ranges = firmware.ranges.iter().zip(prepared).map(|(range, prepared)| nvdimm::UnitRange {
+        let members = topology.members.iter().map(|member| &prepared[*member]);
+        let ranges = firmware.ranges.iter().zip(members).map(|(range, prepared)| nvdimm::UnitRange {
             base: range.range.base,
             size: range.range.size,
+            volatile: range.kind == RangeType::Volatile,
             interleave: Interleave {
                 line: range.line.into(),
                 shares: range

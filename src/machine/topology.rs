@@ -21,8 +21,10 @@ pub struct Member<'a> {
 /// A unit: what firmware says of it, and who has its DIMMs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
-    /// For the tables. The ranges are those of the members, in their order.
+    /// For the tables.
     pub firmware: NvdimmUnit,
+    /// The member behind each of the ranges. What firmware could not map is behind none.
+    pub members: Vec<usize>,
     /// The owner of each of the DIMMs.
     pub owners: Vec<Owner>,
 }
@@ -42,10 +44,14 @@ impl Topology {
     /// The topology of unit `unit` with these devices.
     pub fn of(unit: u32, members: &[Member<'_>]) -> Self {
         let firmware = NvdimmUnit { unit, ranges: Vec::new(), dimms: Vec::new() };
-        let mut topology = Self { firmware, owners: Vec::new() };
+        let mut topology = Self { firmware, members: Vec::new(), owners: Vec::new() };
         for (place, member) in members.iter().enumerate() {
-            let dimms = topology.dimms_of(place, member.pmem);
-            topology.add_range(member, &dimms);
+            let dimms = if member.pmem.volatile { Vec::new() } else { topology.dimms_of(place, member.pmem) };
+            let shares = topology.share(member.size, &dimms);
+            if !member.pmem.flags.0.contains(DimmFlags::MAP_FAILED) {
+                topology.members.push(place);
+                topology.firmware.ranges.push(range(member, shares));
+            }
         }
         topology
     }
@@ -73,10 +79,10 @@ impl Topology {
         }
     }
 
-    /// Puts a device's range behind what its DIMMs hold already.
-    fn add_range(&mut self, member: &Member<'_>, dimms: &[u32]) {
-        let share = member.size / dimms.len().max(1) as u64;
-        let shares = dimms
+    /// Puts a device of `size` bytes behind what its DIMMs hold already.
+    fn share(&mut self, size: u64, dimms: &[u32]) -> Vec<Share> {
+        let share = size / dimms.len().max(1) as u64;
+        dimms
             .iter()
             .map(|&dimm| {
                 let of = &mut self.firmware.dimms[dimm as usize];
@@ -84,16 +90,19 @@ impl Topology {
                 of.capacity += share;
                 Share { dimm, dimm_address }
             })
-            .collect();
-        let line = member.pmem.interleave.unwrap_or(INTERLEAVE);
-        self.firmware.ranges.push(UnitRange {
-            range: AddressRange { base: member.window.range.start, size: member.size },
-            proximity: member.window.node,
-            kind: RangeType::Persistent,
-            // At most a mebibyte.
-            line: line.bytes() as u32,
-            shares,
-        });
+            .collect()
+    }
+}
+
+fn range(member: &Member<'_>, shares: Vec<Share>) -> UnitRange {
+    let line = member.pmem.interleave.unwrap_or(INTERLEAVE);
+    UnitRange {
+        range: AddressRange { base: member.window.range.start, size: member.size },
+        proximity: member.window.node,
+        kind: if member.pmem.volatile { RangeType::Volatile } else { RangeType::Persistent },
+        // At most a mebibyte.
+        line: line.bytes() as u32,
+        shares,
     }
 }
 
@@ -161,6 +170,21 @@ mod tests {
         assert_eq!(capacities, [48, 48, 16, 16, 64]);
         let owners: Vec<_> = bus.owners.iter().map(|owner| (owner.member, owner.number)).collect();
         assert_eq!(owners, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]);
+    }
+
+    #[test]
+    fn volatile_ranges_have_no_dimm_and_unmapped_dimms_no_range() {
+        let bus = topology(&[
+            "size=64M,id=p0,bus=b,flags=map_fail",
+            "size=64M,id=p1,bus=b,volatile=on",
+            "size=64M,id=p2,bus=b",
+        ]);
+        assert_eq!(bus.members, [1, 2]);
+        let kinds: Vec<_> =
+            bus.firmware.ranges.iter().map(|range| (range.kind, range.shares.len())).collect();
+        assert_eq!(kinds, [(RangeType::Volatile, 0), (RangeType::Persistent, 1)]);
+        let dimms: Vec<_> = bus.firmware.dimms.iter().map(|dimm| (dimm.flags, dimm.capacity)).collect();
+        assert_eq!(dimms, [(DimmFlags::MAP_FAILED, 64 << 20), (DimmFlags::empty(), 64 << 20)]);
     }
 
     #[test]

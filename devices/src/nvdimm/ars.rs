@@ -29,8 +29,8 @@ use super::dsm::status;
 use super::unit::Unit;
 use crate::bus::lock;
 
-/// Extended status of [`CapabilitiesOutput`]: persistent memory can be scrubbed.
-const CAN_SCRUB_PERSISTENT: u32 = 1 << 17;
+/// Position in [`CapabilitiesOutput::status`] of the types of memory that can be scrubbed.
+const CAN_SCRUB_SHIFT: u32 = 16;
 /// Type of a scrub: volatile memory.
 const TYPE_VOLATILE: u16 = 1 << 0;
 /// Type of a scrub: persistent memory.
@@ -135,12 +135,13 @@ pub(super) struct Scrub {
 
 /// Function 1: what can be scrubbed in a range.
 pub(super) fn capabilities(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
-    let unit = CapabilitiesInput::read_from_bytes(input)
+    let range = CapabilitiesInput::read_from_bytes(input)
         .ok()
-        .and_then(|input| unit.filter(|unit| unit.range(input.address.get(), input.length.get()).is_some()));
-    let output = match unit {
-        Some(unit) => CapabilitiesOutput {
-            status: (status::SUCCESS | CAN_SCRUB_PERSISTENT).into(),
+        .zip(unit)
+        .and_then(|(input, unit)| Some((unit, unit.range(input.address.get(), input.length.get())?)));
+    let output = match range {
+        Some((unit, range)) => CapabilitiesOutput {
+            status: (status::SUCCESS | u32::from(type_of(unit, &range)) << CAN_SCRUB_SHIFT).into(),
             max_status_output: (unit.ars_output_size() as u32).into(),
             clear_unit: unit.clear_unit().into(),
             ..Default::default()
@@ -150,13 +151,18 @@ pub(super) fn capabilities(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
     output.as_bytes().to_vec()
 }
 
+/// The type of memory in a range.
+fn type_of(unit: &Unit, range: &Range<u64>) -> u16 {
+    if unit.volatile(range.start) { TYPE_VOLATILE } else { TYPE_PERSISTENT }
+}
+
 /// Function 2: scrub a range, or have what is known about it returned. Both end at once and know the same.
 pub(super) fn start(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
     let input = StartInput::read_from_bytes(input);
     let scrub = input.as_ref().ok().zip(unit).and_then(|(input, unit)| {
         let (kind, range) = (input.kind.get(), unit.range(input.address.get(), input.length.get())?);
         let known = kind & !(TYPE_VOLATILE | TYPE_PERSISTENT) == 0;
-        (known && kind & TYPE_PERSISTENT != 0).then_some((unit, Scrub { range, kind }))
+        (known && kind & type_of(unit, &range) != 0).then_some((unit, Scrub { range, kind }))
     });
     let output = match (input, scrub) {
         (Ok(input), Some((unit, scrub))) => {

@@ -254,3 +254,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn volatile_memory_is_scrubbed_as_such() {
+    let unit = unit_with(&Memory::default(), |config| config.ranges[0].volatile = true);
+    let input = CapabilitiesInput { address: BASE.into(), length: SIZE.into() };
+    assert_eq!(capabilities(Some(&unit), input.as_bytes())[..4], [0, 0, 1, 0]);
+    for (kind, status) in [(1u16, 0u8), (2, 2), (3, 0)] {
+        let input = StartInput {
+            address: BASE.into(),
+            length: SIZE.into(),
+            kind: kind.into(),
+            flags: 0,
+            reserved: [0; 5],
+        };
+        assert_eq!(start(Some(&unit), input.as_bytes())[0], status, "type {kind}");
+    }
+}

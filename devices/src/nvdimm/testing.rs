@@ -110,7 +110,8 @@ pub(super) fn dimm_config(family: Family, labels: Option<Vec<u8>>) -> DimmConfig
 
 /// The test unit's range over `memory`.
 pub(super) fn range(memory: &Memory) -> UnitRange {
-    UnitRange { base: BASE, size: SIZE, interleave: Interleave::none(), media: Arc::new(memory.clone()) }
+    let media = Arc::new(memory.clone());
+    UnitRange { base: BASE, size: SIZE, volatile: false, interleave: Interleave::none(), media }
 }
 
 /// A unit in slot 3 over `memory`, with what `change` makes of its configuration.

@@ -33,6 +33,8 @@ pub struct UnitRange {
     pub base: u64,
     /// Length in bytes.
     pub size: u64,
+    /// Whether it is volatile memory.
+    pub volatile: bool,
     /// The DIMMs behind it.
     pub interleave: Interleave,
     /// The memory behind it.
@@ -225,6 +227,11 @@ impl Unit {
         let end = address.checked_add(length)?;
         let inside = self.range_of(address).is_some_and(|range| end <= range.end());
         (inside && length > 0).then_some(address..end)
+    }
+
+    /// Whether an address is one of volatile memory.
+    pub(super) fn volatile(&self, address: u64) -> bool {
+        self.range_of(address).is_some_and(|range| range.volatile)
     }
 
     /// Where an address is, of which the length reaches to the end of its range at most. `None` if it is not the
