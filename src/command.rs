@@ -161,6 +161,8 @@ pub enum NotifyKind {
     Health,
     /// The NFIT changed: Notify 0x80 on the NVDIMM root device.
     Update,
+    /// An address range scrub has stopped: Notify 0x82 on the NVDIMM root device.
+    ArsStopped,
 }
 
 impl NotifyKind {
@@ -169,6 +171,7 @@ impl NotifyKind {
         match self {
             Self::Uncorrectable | Self::Health => 0x81,
             Self::Update => 0x80,
+            Self::ArsStopped => 0x82,
         }
     }
 }

@@ -259,6 +259,8 @@ pub mod notify {
     pub const NFIT_UPDATE: u8 = 0x80;
     /// NVDIMM root device: an uncorrectable memory error was found.
     pub const UNCORRECTABLE_ERROR: u8 = 0x81;
+    /// NVDIMM root device: an address range scrub has stopped (ACPI 6.5, 5.6.6).
+    pub const ARS_STOPPED: u8 = 0x82;
     /// NVDIMM: the health of the DIMM has changed (`NFIT_NOTIFY_DIMM_HEALTH` in Linux).
     pub const DIMM_HEALTH: u8 = 0x81;
     /// Error device: an error source has a record (ACPI 6.5, 18.3.2.9).

@@ -56,6 +56,11 @@ pub enum Effect {
         /// What it said.
         status: OsStatus,
     },
+    /// A scrub of a memory unit is under way ([`crate::nvdimm::Unit::scrub_left`]).
+    ScrubStarted {
+        /// Index of the unit.
+        unit: u32,
+    },
     /// Error sources have gone on ([`crate::ghes::ErrorSources::take_happened`]).
     ErrorSources,
     /// The guest wants an error injected; [`crate::einj::Einj::finish`] is told how that went.

@@ -47,6 +47,7 @@ pub struct MachineArgs {
                 [,readonly=on|off][,volatile=on|off][,at=ADDRESS]\
                 [,bus=NAME][,dimms=N|NAME+NAME…][,interleave=SIZE]\
                 [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\
+                [,ars=TIME][,ars_records=N][,clear_unit=SIZE]\
                 [,full_line_store=keep|clear]"
     )]
     pub pmem: Vec<String>,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::Parser;
 use proptest::prelude::*;
@@ -98,7 +99,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,readnoly=on",
-            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, volatile, at, bus, dimms, interleave, family, labels, flags, full_line_store",
+            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, volatile, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store",
         ),
         (
             "--pmem size=1000",
@@ -140,6 +141,18 @@ fn mistakes_name_thing_value_and_remedy() {
         (
             "--pmem size=1G,full_line_store=perhaps",
             "Wrong --pmem full_line_store perhaps: a bad line that is written whole stays bad or becomes good; give full_line_store=keep or full_line_store=clear",
+        ),
+        (
+            "--pmem size=1G,id=p0,ars=soon",
+            "Wrong --pmem ars=soon: \"soon\" is not a time; write seconds or a number with ms, s, m or h, such as 90s or 5m",
+        ),
+        (
+            "--pmem size=1G,id=p0,ars_records=169",
+            "Wrong --pmem p0: ars_records 169: a status holds no such number of records; give 1 to 168",
+        ),
+        (
+            "--pmem size=1G,id=p0,clear_unit=96",
+            "Wrong --pmem p0: clear_unit 96: errors cannot be cleared in such units; give a power of two from 64 to 2M",
         ),
         (
             "--pmem size=1G,flags=not_armed+asleep",
@@ -431,9 +444,14 @@ fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
     ];
     let flags = prop_oneof![Just(StateFlags::default()), Just("not_armed+map_fail".parse().unwrap())];
     let full_line_store = prop_oneof![Just(FullLineStore::Keep), Just(FullLineStore::Clear)];
-    let dimm = (family, labels, flags, full_line_store);
+    let ars = (0u64..5000, 1usize..=168, 6u32..=21).prop_map(|(time, records, unit)| Ars {
+        time: Duration::from_millis(time),
+        records,
+        clear_unit: 1 << unit,
+    });
+    let dimm = (family, labels, flags, ars, full_line_store);
     (any::<bool>(), 1u64..5000, channel, prop::option::of(0u32..9), any::<bool>(), place, dimm).prop_map(
-        move |(file, size, channel, node, readonly, at, (family, labels, flags, full_line_store))| {
+        move |(file, size, channel, node, readonly, at, (family, labels, flags, ars, full_line_store))| {
             let size = Size(size * 2 * MIB);
             let source = if file {
                 PmemSource::File { path: format!("/tmp/a,{index}.img").into(), size: Some(size) }
@@ -450,6 +468,7 @@ fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
                 family,
                 labels,
                 flags,
+                ars,
                 full_line_store,
                 ..Pmem::memory(id, size)
             }
@@ -510,7 +529,7 @@ proptest! {
 
     #[test]
     fn nearly_right_texts_do_not_panic(
-        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags|full_line_store)=(1G|0x10|msft|map_fail|init|p0|on|nfit|,,|none|18446744073709551615T|-1)?,?){0,6}"
+        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags|ars|ars_records|clear_unit|full_line_store)=(1G|0x10|msft|map_fail|init|p0|on|nfit|,,|none|18446744073709551615T|-1)?,?){0,6}"
     ) {
         if let Ok(pmem) = Pmem::parse("--pmem", &text) {
             let _ = validate_insert(&pmem, &[]);

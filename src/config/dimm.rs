@@ -1,10 +1,16 @@
 //! The DIMM of a persistent memory device: its functions, its labels, its state.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use aconite_acpi::DimmFlags;
+use aconite_devices::nvdimm::{ARS_RECORDS_MAX, CLEAR_UNIT};
+
+use super::error::ConfigError;
+use crate::units::{Size, TimeSpan};
 
 /// Which functions the firmware offers for the DIMM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,6 +95,77 @@ impl fmt::Display for Dimms {
         match self {
             Self::Own(count) => count.fmt(f),
             Self::Named(names) => f.write_str(&names.join("+")),
+        }
+    }
+}
+
+/// How the firmware of a device finds errors and clears them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ars {
+    /// Time that an address range scrub of all of it takes.
+    pub time: Duration,
+    /// Most errors that the status of a scrub lists.
+    pub records: usize,
+    /// Alignment and smallest length of "clear uncorrectable error", in bytes.
+    pub clear_unit: u32,
+}
+
+impl Default for Ars {
+    fn default() -> Self {
+        Self { time: Duration::ZERO, records: ARS_RECORDS_MAX, clear_unit: CLEAR_UNIT }
+    }
+}
+
+/// The unit in which errors can be cleared: a line at least, and at most what a device is a multiple of.
+const CLEAR_UNITS: RangeInclusive<u64> = 64..=2 << 20;
+
+impl Ars {
+    /// What the keys `ars`, `ars_records` and `clear_unit` say; `name` is what a key is called in errors.
+    ///
+    /// # Errors
+    /// Names the key, its value and what would be right.
+    pub fn from_keys(
+        name: impl Fn(&str) -> String,
+        time: Option<TimeSpan>,
+        records: Option<usize>,
+        clear_unit: Option<Size>,
+    ) -> Result<Self, ConfigError> {
+        let mut ars = Self::default();
+        if let Some(time) = time {
+            ars.time = time.0;
+        }
+        if let Some(records) = records {
+            if !(1..=ARS_RECORDS_MAX).contains(&records) {
+                return Err(ConfigError::invalid(
+                    name("ars_records"),
+                    records.to_string(),
+                    "a status holds no such number of records",
+                    format_args!("give 1 to {ARS_RECORDS_MAX}"),
+                ));
+            }
+            ars.records = records;
+        }
+        if let Some(unit) = clear_unit {
+            let bytes = unit.bytes();
+            if !CLEAR_UNITS.contains(&bytes) || !bytes.is_power_of_two() {
+                return Err(ConfigError::invalid(
+                    name("clear_unit"),
+                    unit.to_string(),
+                    "errors cannot be cleared in such units",
+                    "give a power of two from 64 to 2M",
+                ));
+            }
+            ars.clear_unit = bytes as u32;
+        }
+        Ok(ars)
+    }
+
+    /// What holds for two devices on one bus, which has one status of scrubs and one unit of clearing.
+    pub fn on_one_bus(self, other: Self) -> Self {
+        Self {
+            time: self.time.saturating_add(other.time),
+            records: self.records.min(other.records),
+            clear_unit: self.clear_unit.max(other.clear_unit),
         }
     }
 }

@@ -29,7 +29,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::cpu::{Cpu, CpuVendor, MachineChecks};
-pub use self::dimm::{Dimms, Family, Labels, StateFlags};
+pub use self::dimm::{Ars, Dimms, Family, Labels, StateFlags};
 pub use self::error::{ConfigError, Warning, nearest};
 pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};

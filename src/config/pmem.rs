@@ -7,12 +7,12 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::dimm::{Dimms, Family, Labels, StateFlags, flag_names};
+use super::dimm::{Ars, Dimms, Family, Labels, StateFlags, flag_names};
 use super::error::ConfigError;
 use super::keyvalue::KeyValues;
 use super::switch::Switch;
 use crate::memory::FullLineStore;
-use crate::units::{Address, Size};
+use crate::units::{Address, Size, TimeSpan};
 
 /// Where the bytes of a device live.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +124,8 @@ pub struct Pmem {
     pub labels: Labels,
     /// The state of its DIMMs. Default: healthy.
     pub flags: StateFlags,
+    /// How its errors are found and cleared.
+    pub ars: Ars,
     /// What becomes of a bad line that a processor writes whole. Default: it stays bad.
     pub full_line_store: FullLineStore,
 }
@@ -193,13 +195,24 @@ pub struct PmemKeys {
     /// smart_notify and map_fail, joined by "+". Default: none of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     flags: Option<String>,
+    /// Time that an address range scrub of all of it takes, such as "5s". Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ars: Option<TimeSpan>,
+    /// Most errors that the status of a scrub lists, 1 to 168; with more of them it overflows. Default: 168. On a
+    /// bus with several devices the smallest number counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ars_records: Option<usize>,
+    /// Alignment and smallest length of "clear uncorrectable error", a power of two from 64 to 2 MiB. Default:
+    /// 256. On a bus with several devices the largest counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    clear_unit: Option<Size>,
     /// What becomes of a bad line that a processor writes whole: "keep", the default, or "clear", which makes it good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     full_line_store: Option<String>,
 }
 
 /// The keys of `--pmem`, in the order of the documentation.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 19] = [
     "file",
     "size",
     "id",
@@ -215,6 +228,9 @@ const KEYS: [&str; 16] = [
     "family",
     "labels",
     "flags",
+    "ars",
+    "ars_records",
+    "clear_unit",
     "full_line_store",
 ];
 
@@ -236,6 +252,7 @@ impl Pmem {
             family: Family::default(),
             labels: Labels::default(),
             flags: StateFlags::default(),
+            ars: Ars::default(),
             full_line_store: FullLineStore::default(),
         }
     }
@@ -266,6 +283,13 @@ impl Pmem {
             family: list.take_text("family"),
             labels: list.take_text("labels"),
             flags: list.take_text("flags"),
+            ars: list.take("ars")?,
+            ars_records: list.take("ars_records").map_err(|error| ConfigError {
+                problem: "it is a number of records".to_owned(),
+                remedy: "give ars_records=168 or fewer".to_owned(),
+                ..error
+            })?,
+            clear_unit: list.take("clear_unit")?,
             full_line_store: list.take_text("full_line_store"),
         };
         list.finish(&KEYS)?;
@@ -371,6 +395,7 @@ impl Pmem {
                 )
             })?,
         };
+        let ars = Ars::from_keys(name, keys.ars, keys.ars_records, keys.clear_unit)?;
         let full_line_store = match keys.full_line_store.as_deref() {
             None => FullLineStore::default(),
             Some(text) => FullLineStore::from_name(text).ok_or_else(|| {
@@ -406,6 +431,7 @@ impl Pmem {
             family,
             labels,
             flags,
+            ars,
             full_line_store,
         })
     }
@@ -449,6 +475,10 @@ impl From<Pmem> for PmemKeys {
                 Labels::File(path) => Some(path.display().to_string()),
             },
             flags: (pmem.flags != StateFlags::default()).then(|| pmem.flags.to_string()),
+            ars: (pmem.ars.time != Ars::default().time).then_some(TimeSpan(pmem.ars.time)),
+            ars_records: (pmem.ars.records != Ars::default().records).then_some(pmem.ars.records),
+            clear_unit: (pmem.ars.clear_unit != Ars::default().clear_unit)
+                .then_some(Size(pmem.ars.clear_unit.into())),
             full_line_store: (pmem.full_line_store != FullLineStore::default())
                 .then(|| pmem.full_line_store.name().to_owned()),
         }

@@ -15,7 +15,7 @@ use super::memory::{Device, MemoryDevices, MemoryError, PERSISTENCE};
 use super::poison::guard_room;
 use super::topology::{Member, Owner, Topology};
 use crate::command::MemoryState;
-use crate::config::{CheckedPmem, Pmem, PmemSource};
+use crate::config::{Ars, CheckedPmem, Pmem, PmemSource};
 use crate::kvm::Slot;
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{Backing, PoisonPolicy, Region, RegionKind};
@@ -72,7 +72,7 @@ impl MemoryDevices {
             dimms.push(dimm.map_err(|source| not_added(&arrivals[*member], source.into()))?);
         }
         let all = |source: MemoryError| not_added(&arrivals[0], source);
-        let model = self.model(&topology, &prepared, &dimms).map_err(all)?;
+        let model = self.model(&topology, arrivals, &prepared, &dimms).map_err(all)?;
         let slots = self.map(arrivals, &prepared)?;
         if let Err(error) = self.units.insert(model) {
             prepared.iter().for_each(|prepared| drop(self.space.remove(prepared.region.gpa())));
@@ -130,32 +130,40 @@ impl MemoryDevices {
     fn model(
         &self,
         topology: &Topology,
+        arrivals: &[Arrival<'_>],
         prepared: &[Prepared],
         dimms: &[Arc<Dimm>],
     ) -> Result<Unit, MemoryError> {
         let firmware = &topology.firmware;
-        let members = topology.members.iter().map(|member| &prepared[*member]);
-        let ranges = firmware.ranges.iter().zip(members).map(|(range, prepared)| nvdimm::UnitRange {
-            base: range.range.base,
-            size: range.range.size,
-            volatile: range.kind == RangeType::Volatile,
-            interleave: Interleave {
-                line: range.line.into(),
-                shares: range
-                    .shares
-                    .iter()
-                    .map(|share| nvdimm::Share { dimm: share.dimm, dimm_address: share.dimm_address })
-                    .collect(),
-            },
-            media: Arc::new(RegionMedia {
-                region: prepared.region.clone(),
-                space: self.space.clone(),
-                baton: self.baton.clone(),
-                events: self.events.clone(),
-            }),
-        });
+        let members = topology.members.iter().map(|member| (&arrivals[*member], &prepared[*member]));
+        let ranges =
+            firmware.ranges.iter().zip(members).map(|(range, (arrival, prepared))| nvdimm::UnitRange {
+                base: range.range.base,
+                size: range.range.size,
+                volatile: range.kind == RangeType::Volatile,
+                interleave: Interleave {
+                    line: range.line.into(),
+                    shares: range
+                        .shares
+                        .iter()
+                        .map(|share| nvdimm::Share { dimm: share.dimm, dimm_address: share.dimm_address })
+                        .collect(),
+                },
+                scrub: arrival.pmem.ars.time,
+                media: Arc::new(RegionMedia {
+                    region: prepared.region.clone(),
+                    space: self.space.clone(),
+                    baton: self.baton.clone(),
+                    events: self.events.clone(),
+                }),
+            });
         let (fit, ranges) = (firmware.fit(PERSISTENCE), ranges.collect());
-        Ok(Unit::new(UnitConfig::new(firmware.unit, fit, ranges, dimms.to_vec()))?)
+        let ars = arrivals.iter().map(|arrival| arrival.pmem.ars).reduce(Ars::on_one_bus).unwrap_or_default();
+        Ok(Unit::new(UnitConfig {
+            clear_unit: ars.clear_unit,
+            ars_records: ars.records,
+            ..UnitConfig::new(firmware.unit, fit, ranges, dimms.to_vec(), monotonic_clock())
+        })?)
     }
 
     /// Puts memory within the guest's reach: all of it, or none after an error.

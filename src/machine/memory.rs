@@ -3,13 +3,13 @@
 //! How they come is in [`super::arrival`], how they go in [`super::plug`]. What changes maps or slots takes a [`crate::kvm::Held`]: the caller shows
 //! that no vCPU runs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use aconite_acpi::Persistence;
-use aconite_acpi::platform::{EventTarget, FirmwareEvent};
+use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
 use aconite_devices::bus::lock;
 use aconite_devices::nvdimm::{Dimm, UnitError, UnitTable};
 use aconite_devices::platform::Platform;
@@ -119,6 +119,8 @@ pub struct MemoryDevices {
     pub(super) operations: Operations,
     /// Removals under way, by unit.
     pub(super) removals: BTreeMap<usize, Removal>,
+    /// Units with scrubs of whose end the guest is to be told.
+    pub(super) scrubbed: BTreeSet<u32>,
 }
 
 /// What [`MemoryDevices`] needs of the machine.
@@ -161,6 +163,7 @@ impl MemoryDevices {
             anonymous: HashMap::new(),
             operations: Operations::default(),
             removals: BTreeMap::new(),
+            scrubbed: BTreeSet::new(),
         }
     }
 
@@ -198,7 +201,9 @@ impl MemoryDevices {
         let device = self.present(id)?;
         let unit = device.unit as u32;
         let target = match kind {
-            NotifyKind::Uncorrectable | NotifyKind::Update => EventTarget::Root(unit),
+            NotifyKind::Uncorrectable | NotifyKind::Update | NotifyKind::ArsStopped => {
+                EventTarget::Root(unit)
+            }
             NotifyKind::Health => EventTarget::Dimm { unit, dimm: 0 },
         };
         lock(platform).push(FirmwareEvent { target, code: kind.code() });
@@ -210,6 +215,7 @@ impl MemoryDevices {
     pub fn announce(&self, platform: &Mutex<Platform>, event: FirmwareEvent) {
         lock(platform).push(event);
         let (unit, kind) = match event.target {
+            EventTarget::Root(unit) if event.code == notify::ARS_STOPPED => (unit, NotifyKind::ArsStopped),
             EventTarget::Root(unit) => (unit, NotifyKind::Uncorrectable),
             EventTarget::Dimm { unit, .. } => (unit, NotifyKind::Health),
             EventTarget::Container(_) | EventTarget::ErrorDevice => return,

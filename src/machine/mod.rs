@@ -26,6 +26,7 @@ mod plug;
 mod poison;
 mod records;
 mod removal;
+mod scrubs;
 mod tell;
 mod topology;
 
@@ -332,9 +333,14 @@ impl Machine {
         Ok(self.stop(cause, start.elapsed()))
     }
 
-    /// Milliseconds until a removal is overdue, -1 if there is none. A guest that is paused can do nothing about it.
+    /// When a removal is overdue. A guest that is paused can do nothing about it.
+    fn removal_deadline(&self) -> Option<Instant> {
+        self.built.memory.next_deadline().filter(|_| self.state == MachineState::Running)
+    }
+
+    /// Milliseconds until a removal is overdue or a scrub stops, -1 if there is neither.
     fn until_deadline(&self) -> i32 {
-        let deadline = self.built.memory.next_deadline().filter(|_| self.state == MachineState::Running);
+        let deadline = self.removal_deadline().into_iter().chain(self.built.memory.next_scrub_end()).min();
         deadline.map_or(-1, |deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
             i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
@@ -370,7 +376,8 @@ impl Machine {
         }
         let mut cause = None;
         let mut effects = Effects::new();
-        if self.until_deadline() == 1 {
+        self.built.memory.announce_scrubs(&self.built.platform);
+        if self.removal_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
             self.stopped(|built, ways, held| built.memory.overdue(held, ways));
         }
         while let Ok(message) = self.messages.try_recv() {
@@ -442,6 +449,10 @@ impl Machine {
             }
             Effect::Notify(event) => {
                 self.built.memory.announce(&self.built.platform, event);
+                None
+            }
+            Effect::ScrubStarted { unit } => {
+                self.built.memory.scrub_started(unit);
                 None
             }
             Effect::ErrorSources => {

@@ -29,3 +29,4 @@ mod ports;
 mod ram;
 mod removal;
 mod repurposed;
+mod scrub;

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::super::clear::{ClearInput, ClearOutput, clear};
 use super::super::testing::{BASE, LINE, Memory, SIZE, bytes, unit, unit_with};
 use super::*;
+use crate::clock::testing::Hand;
 
 fn start_input(address: u64, length: u64, kind: u16, flags: u8) -> Vec<u8> {
     let input = StartInput {
@@ -13,6 +14,14 @@ fn start_input(address: u64, length: u64, kind: u16, flags: u8) -> Vec<u8> {
         reserved: [0; 5],
     };
     input.as_bytes().to_vec()
+}
+
+/// Function 2, which leaves nothing to be done.
+fn start(unit: Option<&Unit>, input: &[u8]) -> Vec<u8> {
+    let mut effects = Effects::new();
+    let output = super::start(unit, input, &mut effects);
+    assert_eq!(effects.into_iter().count(), 0);
+    output
 }
 
 fn begin(unit: &Unit, address: u64, length: u64) -> u32 {
@@ -43,7 +52,7 @@ fn every_byte_of_the_capabilities_is_as_specified() {
     let mut input = BASE.to_le_bytes().to_vec();
     input.extend(SIZE.to_le_bytes());
     // Persistent, 48 + 168 * 24 = 4080 bytes, 256 bytes.
-    assert_eq!(capabilities(Some(&unit), &input), bytes("00000200 F00F0000 00010000 0000 0000"));
+    assert_eq!(capabilities(Some(&unit), &input), bytes("00000200 F00F0000 00010000 0100 0000"));
     input[8..].copy_from_slice(&512u64.to_le_bytes());
     assert_eq!(capabilities(Some(&unit), &input)[..4], [0, 0, 2, 0], "part of the unit");
 }
@@ -52,7 +61,7 @@ fn every_byte_of_the_capabilities_is_as_specified() {
 fn every_byte_of_a_start_is_as_specified() {
     let (unit, _) = unit();
     let input = bytes("0000004001000000 0000000100000000 0200 00 0000000000");
-    assert_eq!(start(Some(&unit), &input), bytes("00000000 01000000"));
+    assert_eq!(start(Some(&unit), &input), bytes("00000000 00000000"));
     let input = bytes("0000004001000000 0000000100000000 0200 02 0000000000");
     assert_eq!(start(Some(&unit), &input), bytes("00000000 00000000"));
 }
@@ -172,6 +181,66 @@ fn a_unit_that_has_gone_has_no_ranges_and_no_scrub() {
     input.extend(SIZE.to_le_bytes());
     assert_eq!(capabilities(None, &input)[..4], [2, 0, 0, 0]);
     assert_eq!(status(None, &[])[..4], [0, 0, 2, 0]);
+}
+
+/// A scrub of all takes ten seconds.
+fn slow() -> (Unit, Memory, Hand) {
+    let (memory, hand) = (Memory::default(), Hand::at(100));
+    let unit = unit_with(&memory, |config| {
+        config.ranges[0].scrub = Duration::from_secs(10);
+        config.clock = hand.clock();
+    });
+    (unit, memory, hand)
+}
+
+#[test]
+fn a_scrub_is_in_progress_until_its_time_is_over() {
+    let (unit, memory, hand) = slow();
+    memory.poison(BASE + 0x1000..BASE + 0x1040);
+    let mut cap = BASE.to_le_bytes().to_vec();
+    cap.extend(SIZE.to_le_bytes());
+    assert_eq!(capabilities(Some(&unit), &cap)[12..], bytes("0300 0000"), "it tells when it stops");
+    assert_eq!(unit.scrub_left(), None);
+    let all = start_input(BASE, SIZE, TYPE_PERSISTENT, 0);
+    let mut effects = Effects::new();
+    assert_eq!(super::start(Some(&unit), &all, &mut effects), bytes("00000000 0A000000"), "ten seconds");
+    assert_eq!(effects.into_iter().collect::<Vec<_>>(), [Effect::ScrubStarted { unit: 3 }]);
+    let busy = "00000100 2C000000 0000004001000000 0000000100000000
+                0000000000000000 0000000000000000 0200 0000 00000000";
+    for seconds in [10, 6, 1] {
+        assert_eq!(unit.scrub_left(), Some(Duration::from_secs(seconds)));
+        assert!(!unit.take_scrub_end());
+        assert_eq!(status(Some(&unit), &[]), bytes(busy));
+        // Nothing else can be started, long or short, and the one under way goes on.
+        for flags in [0, FLAG_PREVIOUS_DATA] {
+            let refused = start(Some(&unit), &start_input(BASE, SIZE, TYPE_PERSISTENT, flags));
+            assert_eq!(refused, bytes("06000000 00000000"));
+        }
+        let invalid = start(Some(&unit), &start_input(BASE, SIZE + 1, TYPE_PERSISTENT, 0));
+        assert_eq!(invalid, bytes("02000000 00000000"), "what is wrong is wrong at any time");
+        hand.set(Duration::from_secs(110 - if seconds == 10 { 6 } else { 1 }));
+    }
+    hand.set(Duration::from_secs(110));
+    let (header, records) = results(&unit);
+    assert_eq!((header.status.get(), records.len()), (0, 1));
+    assert_eq!(unit.scrub_left(), Some(Duration::ZERO));
+    assert!(unit.take_scrub_end() && !unit.take_scrub_end(), "its end is told once");
+    assert_eq!(unit.scrub_left(), None);
+}
+
+#[test]
+fn a_short_scrub_and_a_restart_take_what_they_should() {
+    let (unit, _, hand) = slow();
+    let short = start_input(BASE, SIZE, TYPE_PERSISTENT, FLAG_PREVIOUS_DATA);
+    assert_eq!(start(Some(&unit), &short), bytes("00000000 00000000"));
+    assert_eq!(results(&unit).0.status.get(), 0);
+    let mut effects = Effects::new();
+    let quarter = start_input(BASE + SIZE / 4 * 3, SIZE / 4, TYPE_PERSISTENT, 0);
+    assert_eq!(super::start(Some(&unit), &quarter, &mut effects), bytes("00000000 03000000"));
+    hand.advance(Duration::from_millis(2499));
+    assert_eq!(results(&unit).0.status.get(), IN_PROGRESS);
+    hand.advance(Duration::from_millis(1));
+    assert_eq!(results(&unit).0.status.get(), 0);
 }
 
 /// What Linux does after a notification, minus its forgetting of restarted scrubs: start, then status and restart

@@ -25,6 +25,7 @@ mod root;
 mod translate;
 mod unit;
 
+pub use ars::MAX_RECORDS as ARS_RECORDS_MAX;
 pub use dimm::{
     Dimm, DimmConfig, Family, Forgetful, Keeper, LABEL_AREA_MAX, LABEL_AREA_MIN, LABEL_AREA_SIZE, NotKept,
     Record, empty_area, has_index,

@@ -130,9 +130,9 @@ fn the_root_device_answers_its_functions() {
     assert_eq!(machine.dsm(function::QUERY, &[]), (0, vec![0xBF, 0x03]));
     let range = [BASE.to_le_bytes(), SIZE.to_le_bytes()].concat();
     let (result, output) = machine.dsm(function::ARS_CAPABILITIES, &range);
-    assert_eq!((result, output), (0, bytes("00000200 F00F0000 00010000 0000 0000")));
+    assert_eq!((result, output), (0, bytes("00000200 F00F0000 00010000 0100 0000")));
     let start = [range.clone(), bytes("0200 00 0000000000")].concat();
-    assert_eq!(machine.dsm(function::ARS_START, &start), (0, bytes("00000000 01000000")));
+    assert_eq!(machine.dsm(function::ARS_START, &start), (0, bytes("00000000 00000000")));
     let (result, output) = machine.dsm(function::ARS_STATUS, &[]);
     assert_eq!((result, output.len()), (0, 72));
     assert_eq!(output[56..], bytes("0004004001000000 4000000000000000"));

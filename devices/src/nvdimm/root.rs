@@ -66,7 +66,7 @@ pub(super) fn call(unit: Option<&Unit>, request: &Request<'_>, effects: &mut Eff
     let output = match request.function {
         function::QUERY => MASK.to_le_bytes().to_vec(),
         function::ARS_CAPABILITIES => ars::capabilities(unit, input),
-        function::ARS_START => ars::start(unit, input),
+        function::ARS_START => ars::start(unit, input, effects),
         function::ARS_STATUS => ars::status(unit, input),
         function::CLEAR_ERROR => clear::clear(unit, input),
         function::TRANSLATE_SPA => translate::translate(unit, input),

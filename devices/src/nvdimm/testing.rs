@@ -9,6 +9,7 @@ use super::dimm::{Dimm, DimmConfig, Family, Forgetful, Record};
 use super::interleave::Interleave;
 use super::media::Media;
 use super::unit::{Unit, UnitConfig, UnitRange};
+use crate::clock::Clock;
 
 /// First address of the test unit.
 pub(super) const BASE: u64 = 0x1_4000_0000;
@@ -104,19 +105,24 @@ pub(super) fn bare_dimm() -> Arc<Dimm> {
 
 /// A new DIMM of a family, which keeps nothing, and for which time stands still.
 pub(super) fn dimm_config(family: Family, labels: Option<Vec<u8>>) -> DimmConfig {
-    let clock = Arc::new(|| Duration::ZERO);
-    DimmConfig { family, labels, record: Record::default(), keeper: Arc::new(Forgetful), clock }
+    DimmConfig { family, labels, record: Record::default(), keeper: Arc::new(Forgetful), clock: still() }
+}
+
+/// A clock that stands still.
+pub(super) fn still() -> Clock {
+    Arc::new(|| Duration::ZERO)
 }
 
 /// The test unit's range over `memory`.
 pub(super) fn range(memory: &Memory) -> UnitRange {
     let media = Arc::new(memory.clone());
-    UnitRange { base: BASE, size: SIZE, volatile: false, interleave: Interleave::none(), media }
+    let (interleave, scrub) = (Interleave::none(), Duration::ZERO);
+    UnitRange { base: BASE, size: SIZE, volatile: false, interleave, scrub, media }
 }
 
 /// A unit in slot 3 over `memory`, with what `change` makes of its configuration.
 pub(super) fn unit_with(memory: &Memory, change: impl FnOnce(&mut UnitConfig)) -> Unit {
-    let mut config = UnitConfig::new(3, vec![0xF1; 100], vec![range(memory)], vec![bare_dimm()]);
+    let mut config = UnitConfig::new(3, vec![0xF1; 100], vec![range(memory)], vec![bare_dimm()], still());
     change(&mut config);
     Unit::new(config).unwrap()
 }

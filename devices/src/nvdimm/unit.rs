@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use aconite_acpi::layout::MAX_UNITS;
 use aconite_acpi::platform::device_handle;
@@ -14,6 +15,7 @@ use super::dimm::Dimm;
 use super::interleave::{Interleave, Place, Share};
 use super::media::Media;
 use crate::bus::lock;
+use crate::clock::Clock;
 
 /// Clear unit of a DIMM, unless configured otherwise: four lines of 64 bytes.
 ///
@@ -37,6 +39,8 @@ pub struct UnitRange {
     pub volatile: bool,
     /// The DIMMs behind it.
     pub interleave: Interleave,
+    /// Time that a scrub of all of it takes; a part of it takes its share.
+    pub scrub: Duration,
     /// The memory behind it.
     pub media: Arc<dyn Media>,
 }
@@ -71,12 +75,14 @@ pub struct UnitConfig {
     pub ranges: Vec<UnitRange>,
     /// The DIMMs.
     pub dimms: Vec<Arc<Dimm>>,
+    /// The time, for scrubs.
+    pub clock: Clock,
 }
 
 impl UnitConfig {
     /// A unit with [`CLEAR_UNIT`] and the largest ARS buffer.
-    pub fn new(slot: u32, fit: Vec<u8>, ranges: Vec<UnitRange>, dimms: Vec<Arc<Dimm>>) -> Self {
-        Self { slot, fit, clear_unit: CLEAR_UNIT, ars_records: MAX_RECORDS, ranges, dimms }
+    pub fn new(slot: u32, fit: Vec<u8>, ranges: Vec<UnitRange>, dimms: Vec<Arc<Dimm>>, clock: Clock) -> Self {
+        Self { slot, fit, clear_unit: CLEAR_UNIT, ars_records: MAX_RECORDS, ranges, dimms, clock }
     }
 }
 
@@ -211,6 +217,35 @@ impl Unit {
 
     pub(super) fn ars_records(&self) -> usize {
         self.config.ars_records
+    }
+
+    /// The time by the unit's clock.
+    pub(super) fn now(&self) -> Duration {
+        (self.config.clock)()
+    }
+
+    /// Whether any scrub of it takes time.
+    pub(super) fn scrubs_take_time(&self) -> bool {
+        self.config.ranges.iter().any(|range| !range.scrub.is_zero())
+    }
+
+    /// How long a scrub takes of what [`Self::range`] has returned.
+    pub(super) fn scrub_time(&self, range: &Range<u64>) -> Duration {
+        let Some(of) = self.range_of(range.start) else { return Duration::ZERO };
+        let share = of.scrub.as_nanos() * u128::from(range.end - range.start) / u128::from(of.size);
+        Duration::from_nanos(u64::try_from(share).unwrap_or(u64::MAX))
+    }
+
+    /// How long the scrub goes on that is under way; zero if the OS is to be told of its end.
+    pub fn scrub_left(&self) -> Option<Duration> {
+        lock(&self.scrub).as_ref()?.left(self.now())
+    }
+
+    /// Whether a scrub is over of whose end the OS is to be told, by Notify 0x82 on the root device. Asked again, it
+    /// is not.
+    pub fn take_scrub_end(&self) -> bool {
+        let now = self.now();
+        lock(&self.scrub).as_mut().is_some_and(|scrub| scrub.take_end(now))
     }
 
     /// The last scrub.

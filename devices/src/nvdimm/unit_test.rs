@@ -1,10 +1,10 @@
 use aconite_acpi::{DimmFlags, NvdimmUnit, Persistence, RangeType, UnitDimm};
 
-use super::super::testing::{BASE, Memory, SIZE, bare_dimm, range, unit, unit_with};
+use super::super::testing::{BASE, Memory, SIZE, bare_dimm, range, still, unit, unit_with};
 use super::*;
 
 fn config() -> UnitConfig {
-    UnitConfig::new(3, vec![1, 2, 3], vec![range(&Memory::default())], vec![bare_dimm()])
+    UnitConfig::new(3, vec![1, 2, 3], vec![range(&Memory::default())], vec![bare_dimm()], still())
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn two_ranges() -> (Unit, [Memory; 2]) {
         ..range(&memories[1])
     };
     let dimms = vec![bare_dimm(), bare_dimm(), bare_dimm()];
-    (Unit::new(UnitConfig::new(3, Vec::new(), vec![second, first], dimms)).unwrap(), memories)
+    (Unit::new(UnitConfig::new(3, Vec::new(), vec![second, first], dimms, still())).unwrap(), memories)
 }
 
 #[test]
