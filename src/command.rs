@@ -10,6 +10,7 @@
 mod bus;
 mod census;
 mod cper;
+mod disk;
 mod error;
 mod event;
 mod injection;
@@ -29,6 +30,11 @@ pub use self::census::{
 };
 pub use self::cper::{
     CperAccepted, CperCommon, CperNotify, CperRequest, CperSection, CperSeverity, timestamp,
+};
+pub use self::disk::{
+    DiskAction, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskHeldRequest, DiskInfo, DiskList,
+    DiskOperation, DiskOrder, DiskOutcome, DiskPattern, DiskRelease, DiskReleased, DiskReply, DiskRequest,
+    DiskStatus, DiskTransfer, SectorRange,
 };
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
@@ -138,6 +144,8 @@ pub enum Command {
         /// The error.
         request: Box<CperRequest>,
     },
+    /// Something about disks. Answers [`Reply::Disk`].
+    Disk(DiskCommand),
     /// How an operation stands. Answers [`Reply::Operation`].
     ShowOperation {
         /// The number that the operation was answered with.
@@ -213,6 +221,7 @@ impl Command {
             Self::Census { .. } => "census",
             Self::Stale { .. } => "stale",
             Self::Cper { .. } => "cper",
+            Self::Disk(command) => command.name(),
             Self::ShowOperation { .. } => "operation",
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -237,6 +246,7 @@ impl Command {
             | Self::PoisonPolicy { .. }
             | Self::Stale { .. }
             | Self::ShowOperation { .. }
+            | Self::Disk(_)
             | Self::Quit => (&[Starting, Running, Paused, Stopped], ""),
             Self::PoisonAdd { .. } | Self::PoisonPlace { .. } | Self::PoisonClear { .. } => {
                 (&[Starting, Running, Paused], "start another machine")

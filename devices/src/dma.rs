@@ -223,6 +223,11 @@ pub struct DmaView {
 }
 
 impl DmaView {
+    /// The generation whose memory it means.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Whether all of `[gpa, gpa + len)` is memory without poison. An empty range always is.
     ///
     /// # Errors

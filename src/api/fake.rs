@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use super::Executor;
 use crate::command::{
-    Census, CensusHalf, ClearedBy, Command, CperAccepted, Error, ErrorCode, Event, EventBus, MachineInfo,
-    MachineState, MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
-    PoisonCleared, PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState,
-    RemoveMode, Reply, StaleState,
+    Census, CensusHalf, ClearedBy, Command, CperAccepted, DiskArmed, DiskCommand, DiskDisarmed, DiskInfo,
+    DiskList, DiskReleased, DiskReply, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState,
+    MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
+    PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, RemoveMode, Reply,
+    StaleState,
 };
 use crate::config::{Channel, PmemSource, Via};
 use crate::host::usage::Usage;
@@ -112,6 +113,38 @@ fn device(id: &str, gpa: u64, size: u64) -> MemoryDevice {
         poisoned: 0,
         stale_accesses: 0,
     }
+}
+
+/// The fake has one disk, `d0`, on which nothing happens.
+fn disk(command: DiskCommand) -> Result<DiskReply, Error> {
+    let only = |device: String| {
+        let error = || Error::new(ErrorCode::NoSuchDevice, format!("There is no disk {device:?}"), "name d0");
+        (device == "d0").then(|| device.clone()).ok_or_else(error)
+    };
+    let info = DiskInfo {
+        id: "d0".to_owned(),
+        size: GIB,
+        readonly: false,
+        queues: 2,
+        file: None,
+        in_flight: 0,
+        faults: Vec::new(),
+        held: Vec::new(),
+    };
+    Ok(match command {
+        DiskCommand::List => DiskReply::List(DiskList { disks: vec![info] }),
+        DiskCommand::Show { device } => only(device).map(|_| DiskReply::Disk(info))?,
+        DiskCommand::Arm { device, fault } => {
+            DiskReply::Armed(DiskArmed { device: only(device)?, number: 1, fault, seen: 0, taken: 0 })
+        }
+        DiskCommand::Disarm { device, fault } => {
+            DiskReply::Disarmed(DiskDisarmed { device: only(device)?, faults: fault.into_iter().collect() })
+        }
+        DiskCommand::Release { device, release } => {
+            let (device, requests) = (only(device)?, release.requests);
+            DiskReply::Released(DiskReleased { device, requests, faults: Vec::new() })
+        }
+    })
 }
 
 impl State {
@@ -269,6 +302,7 @@ impl Executor for FakeMachine {
             Command::Cper { request } => {
                 Reply::Cper(CperAccepted { record: 1, source: request.source().name().to_owned(), ahead: 0 })
             }
+            Command::Disk(command) => Reply::Disk(disk(command)?),
             Command::Pause | Command::Resume => Reply::Done,
             Command::Quit => {
                 state.quit = true;

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::http::percent_decode;
 use super::routes::{Action, Done, MemoryList, ROUTES, Route};
-use crate::command::{Error, ErrorCode, Reply};
+use crate::command::{DiskReply, Error, ErrorCode, Reply};
 use crate::config::nearest;
 use crate::units::{ByteRange, TimeSpan};
 
@@ -220,6 +220,11 @@ pub fn reply_text(reply: &Reply, seq: u64) -> Result<Vec<u8>, Error> {
         Reply::Cper(accepted) => text(accepted, seq),
         Reply::Census(census) => text(census, seq),
         Reply::Stale(stale) => text(stale, seq),
+        Reply::Disk(DiskReply::List(disks)) => text(disks, seq),
+        Reply::Disk(DiskReply::Disk(disk)) => text(disk, seq),
+        Reply::Disk(DiskReply::Armed(armed)) => text(armed, seq),
+        Reply::Disk(DiskReply::Disarmed(disarmed)) => text(disarmed, seq),
+        Reply::Disk(DiskReply::Released(released)) => text(released, seq),
         Reply::Operation(operation) => text(operation, seq),
     };
     text.map_err(|error| {

@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::request::{Input, wrong_value};
 use crate::command::{
-    Census, Command, CperAccepted, CperRequest, Error, ErrorCode, MachineInfo, MceQueued, MceRequest,
-    MemoryDevice, NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace,
-    PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode, StaleChange, StaleState,
+    Census, Command, CperAccepted, CperRequest, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskInfo,
+    DiskList, DiskRelease, DiskReleased, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice,
+    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace, PoisonPlaced,
+    PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode, StaleChange, StaleState,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{Address, TimeSpan};
@@ -435,6 +436,86 @@ pub const ROUTES: &[Route] = &[
         handler: |input| {
             let kind = input.body::<NotifyRequest>()?.kind;
             Ok(Action::Execute(Command::Notify { device: input.id(), kind }))
+        },
+    },
+    Route {
+        method: "GET",
+        path: "/v1/disks",
+        name: "disk_list",
+        summary: "All disks, with their faults and the requests that are held",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<DiskList>),
+        errors: &[],
+        handler: |_| Ok(Action::Execute(Command::Disk(DiskCommand::List))),
+    },
+    Route {
+        method: "GET",
+        path: "/v1/disks/{id}",
+        name: "disk_show",
+        summary: "One disk, with its faults and the requests that are held",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<DiskInfo>),
+        errors: &[ErrorCode::NoSuchDevice],
+        handler: |input| Ok(Action::Execute(Command::Disk(DiskCommand::Show { device: input.id() }))),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/disks/{id}/faults",
+        name: "disk_fault",
+        summary: "Hold, delay, fail, tear or reorder requests to come",
+        query: &[],
+        request: Some(of::<DiskFault>),
+        status: 200,
+        reply: ReplyKind::Object(of::<DiskArmed>),
+        errors: &[ErrorCode::BadJson, ErrorCode::NoSuchDevice, ErrorCode::WrongDeviceState],
+        handler: |input| {
+            let (device, fault) = (input.id(), input.body()?);
+            Ok(Action::Execute(Command::Disk(DiskCommand::Arm { device, fault })))
+        },
+    },
+    Route {
+        method: "DELETE",
+        path: "/v1/disks/{id}/faults",
+        name: "disk_disarm",
+        summary: "Take faults away; what they hold stays held",
+        query: &[Parameter {
+            name: "fault",
+            summary: "Its number. Default: all of them",
+            required: false,
+            repeated: false,
+            schema: of::<u64>,
+        }],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<DiskDisarmed>),
+        errors: &[ErrorCode::NoSuchDevice, ErrorCode::WrongDeviceState],
+        handler: |input| {
+            let number = |text: &str| {
+                text.parse().map_err(|_| {
+                    wrong_value("fault", format_args!("{text:?} is no number: give that of a fault"))
+                })
+            };
+            let fault = input.text("fault").map(number).transpose()?;
+            Ok(Action::Execute(Command::Disk(DiskCommand::Disarm { device: input.id(), fault })))
+        },
+    },
+    Route {
+        method: "POST",
+        path: "/v1/disks/{id}/release",
+        name: "disk_release",
+        summary: "Let requests go on that are held",
+        query: &[],
+        request: Some(of::<DiskRelease>),
+        status: 200,
+        reply: ReplyKind::Object(of::<DiskReleased>),
+        errors: &[ErrorCode::BadJson, ErrorCode::NoSuchDevice, ErrorCode::WrongDeviceState],
+        handler: |input| {
+            let (device, release) = (input.id(), input.body()?);
+            Ok(Action::Execute(Command::Disk(DiskCommand::Release { device, release })))
         },
     },
     Route {

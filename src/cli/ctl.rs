@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::disk::Disk;
 use super::mce::MceArgs;
 use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
@@ -94,6 +95,9 @@ pub enum Request {
         /// The device
         device: String,
     },
+    /// Hold, delay, fail, tear or reorder requests of disks
+    #[command(subcommand)]
+    Disk(Disk),
     /// Tell the guest of an error, as firmware does; the error itself is not made
     Cper(Cper),
     /// How an operation stands
@@ -367,6 +371,10 @@ impl Session {
                 self.ask("PATCH", &memory(device, "/stale"), Some(&json!(change)), output)
             }
             Request::Census { device } => self.ask("GET", &memory(device, "/census"), None, output),
+            Request::Disk(disk) => {
+                let (method, target, body) = disk.request();
+                self.ask(method, &target, body.as_ref(), output)
+            }
             Request::Cper(Cper { common, section }) => {
                 let request = CperRequest { common: common.clone(), section: section.clone() };
                 self.ask("POST", "/v1/cper", Some(&json!(request)), output)

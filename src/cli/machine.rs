@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{ConfigError, HostChoice, Machine, PackedFile, Pmem};
+use crate::config::{ConfigError, Disk, HostChoice, Machine, PackedFile, Pmem};
 use crate::units::{Size, TimeSpan};
 
 /// The options that describe a machine.
@@ -51,6 +51,13 @@ pub struct MachineArgs {
                 [,full_line_store=keep|clear]"
     )]
     pub pmem: Vec<String>,
+    /// Disks, each as its keys and values.
+    #[arg(
+        long,
+        value_name = "KEY=VALUE,...",
+        help = "A disk (virtio-blk): file=PATH|size=SIZE[,id=ID][,readonly=on|off][,queues=N]"
+    )]
+    pub disk: Vec<String>,
     /// What may arrive while the machine runs: nfit=N,pcie=N,button=on|off,size=SIZE,dimms=M
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub slots: Vec<String>,
@@ -137,6 +144,9 @@ impl MachineArgs {
         }
         for text in &self.pmem {
             machine.pmem.push(Pmem::parse("--pmem", text)?);
+        }
+        for text in &self.disk {
+            machine.disk.push(Disk::parse("--disk", text)?);
         }
         for text in &self.files {
             machine.files.push(PackedFile::parse("--file", text)?);

@@ -5,6 +5,7 @@
 //! one description ([`crate::config::Machine`]).
 
 mod ctl;
+mod disk;
 mod machine;
 mod mce;
 mod report;

@@ -3,7 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Census, CperSeverity, Error, InjectionSeverity, InjectionStep, NotifyKind, RemoveMode};
+use super::{
+    Census, CperSeverity, DiskOutcome, DiskRequest, DiskStatus, DiskTransfer, Error, InjectionSeverity,
+    InjectionStep, NotifyKind, RemoveMode,
+};
 use crate::config::Channel;
 use crate::units::{Address, ByteRange};
 
@@ -417,6 +420,32 @@ pub enum Event {
         bytes: u64,
         /// What was tried.
         direction: Direction,
+    },
+    /// A request of a disk is held.
+    DiskHeld {
+        /// The request.
+        #[serde(flatten)]
+        of: DiskRequest,
+        /// When its data moves.
+        transfer: DiskTransfer,
+    },
+    /// A request of a disk is held no longer.
+    DiskReleased {
+        /// The request.
+        #[serde(flatten)]
+        of: DiskRequest,
+        /// How it goes on.
+        how: DiskOutcome,
+        /// Nanoseconds for which it was held.
+        held_ns: u64,
+    },
+    /// The guest has got a request back that had met a fault.
+    DiskCompleted {
+        /// The request.
+        #[serde(flatten)]
+        of: DiskRequest,
+        /// How it ended.
+        status: DiskStatus,
     },
     /// A device of the machine met an error of the host or of the guest's driver.
     DeviceError {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Census, CperAccepted, Error, MceQueued, RemoveMode};
+use super::{Census, CperAccepted, DiskReply, Error, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
 use crate::host::usage::Usage;
 use crate::memory::{GuardMethod, PoisonPolicy, StaleAnswer};
@@ -34,6 +34,8 @@ pub enum Reply {
     MceQueued(MceQueued),
     /// An error record was taken.
     Cper(CperAccepted),
+    /// About disks.
+    Disk(DiskReply),
     /// Something was begun that goes on in events.
     Operation(Operation),
     /// Who maps a device.

@@ -103,8 +103,9 @@ impl Machine {
             path.iter_mut().for_each(rebase);
         }
         self.files.iter_mut().for_each(|file| rebase(&mut file.source));
-        for pmem in &mut self.pmem {
-            if let PmemSource::File { path, .. } = &mut pmem.source {
+        let pmem = self.pmem.iter_mut().map(|pmem| &mut pmem.source);
+        for source in pmem.chain(self.disk.iter_mut().map(|disk| &mut disk.source)) {
+            if let PmemSource::File { path, .. } = source {
                 rebase(path);
             }
         }

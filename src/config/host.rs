@@ -6,11 +6,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::dimm::Labels;
+use super::disk::check_size as check_disk_size;
 use super::error::{ConfigError, Warning};
 use super::image::{self, KernelImage};
 use super::topology::check_shares;
 use super::validate::{check_size, refuse_overlaps, same_file};
-use super::{Machine, Place, Pmem, PmemSource};
+use super::{Disk, Machine, Place, Pmem, PmemSource};
 use crate::memory::backing::huge_page;
 use crate::units::{Address, Size};
 
@@ -21,6 +22,8 @@ pub struct Checked {
     pub kernel: KernelImage,
     /// The devices, in the order of the description.
     pub pmem: Vec<CheckedPmem>,
+    /// The disks, in the order of the description.
+    pub disk: Vec<CheckedPmem>,
     /// What is odd, but accepted.
     pub warnings: Vec<Warning>,
 }
@@ -66,27 +69,18 @@ impl Machine {
         }
         self.check_memory(host_memory())?;
 
-        let mut checked = Checked { kernel, pmem: Vec::new(), warnings: Vec::new() };
+        let mut checked = Checked { kernel, pmem: Vec::new(), disk: Vec::new(), warnings: Vec::new() };
         let mut seen: Vec<(String, (u64, u64))> = Vec::new();
         for pmem in &self.pmem {
             let option = format!("--pmem {}", pmem.id);
             let (device, inode) = pmem.check_file(&option, &mut checked.warnings)?;
-            if let (Some(inode), PmemSource::File { path, .. }) = (inode, &pmem.source) {
-                if let Some((other, _)) = seen.iter().find(|(_, known)| *known == inode) {
-                    return Err(same_file(&option, &path.display().to_string(), other));
-                }
-                let is = |other: &Path| fs::metadata(other).is_ok_and(|m| (m.dev(), m.ino()) == inode);
-                if is(&self.kernel) || self.initrd.as_deref().is_some_and(is) {
-                    return Err(ConfigError::invalid(
-                        format_args!("{option}: file"),
-                        path.display(),
-                        "it is the kernel or its initial RAM disk too",
-                        "give the device a file of its own",
-                    ));
-                }
-                seen.push((pmem.id.clone(), inode));
-            }
+            self.refuse_shared(&option, &pmem.id, &pmem.source, inode, &mut seen)?;
             checked.pmem.push(device);
+        }
+        for disk in &self.disk {
+            let (device, inode) = disk.check_file()?;
+            self.refuse_shared(&disk.option(), &disk.id, &disk.source, inode, &mut seen)?;
+            checked.disk.push(device);
         }
         let placed: Vec<(String, u64, u64)> = self
             .pmem
@@ -99,6 +93,32 @@ impl Machine {
             .collect();
         refuse_overlaps(&placed)?;
         Ok(checked)
+    }
+
+    /// Refuses a file that has another use; `seen` are those that have been looked at.
+    fn refuse_shared(
+        &self,
+        option: &str,
+        id: &str,
+        source: &PmemSource,
+        inode: Option<(u64, u64)>,
+        seen: &mut Vec<(String, (u64, u64))>,
+    ) -> Result<(), ConfigError> {
+        let (Some(inode), PmemSource::File { path, .. }) = (inode, source) else { return Ok(()) };
+        if let Some((other, _)) = seen.iter().find(|(_, known)| *known == inode) {
+            return Err(same_file(option, &path.display().to_string(), other));
+        }
+        let is = |other: &Path| fs::metadata(other).is_ok_and(|m| (m.dev(), m.ino()) == inode);
+        if is(&self.kernel) || self.initrd.as_deref().is_some_and(is) {
+            return Err(ConfigError::invalid(
+                format_args!("{option}: file"),
+                path.display(),
+                "it is the kernel or its initial RAM disk too",
+                "give the device a file of its own",
+            ));
+        }
+        seen.push((id.to_owned(), inode));
+        Ok(())
     }
 
     fn check_memory(&self, host: Option<u64>) -> Result<(), ConfigError> {
@@ -133,87 +153,104 @@ impl Pmem {
         if let Labels::File(path) = &self.labels {
             regular_file(&format!("{option}: labels"), path)?;
         }
-        let (path, size) = match &self.source {
-            PmemSource::Memory(size) => return Ok((CheckedPmem { size: *size, create: false }, None)),
-            PmemSource::File { path, size } => (path, *size),
-        };
-        let thing = format!("{option}: file");
-        if matches!(huge_page(path), Ok(Some(_))) {
+        if let PmemSource::File { path, .. } = &self.source
+            && matches!(huge_page(path), Ok(Some(_)))
+        {
             let message = "it lies on a hugetlbfs, which holds nothing but pages: labels, poison and health of the device end with the machine";
-            warnings.push(Warning { thing: thing.clone(), message: message.to_owned() });
+            warnings.push(Warning { thing: format!("{option}: file"), message: message.to_owned() });
         }
-        let metadata = match fs::metadata(path) {
-            Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return match size {
-                    Some(size) if !self.readonly => {
-                        let parent = match path.parent() {
-                            Some(parent) if !parent.as_os_str().is_empty() => parent,
-                            _ => Path::new("."),
-                        };
-                        directory(&thing, parent, "make this directory first, or choose another file")?;
-                        Ok((CheckedPmem { size, create: true }, None))
-                    }
-                    Some(_) => Err(ConfigError::invalid(
-                        thing,
-                        path.display(),
-                        "there is no such file, and a read-only one cannot be created",
-                        "name a file that exists, or leave readonly=on out",
-                    )),
-                    None => Err(ConfigError::invalid(
-                        thing,
-                        path.display(),
-                        "there is no such file",
-                        "name one that exists, or give size=SIZE too and it is created",
-                    )),
-                };
-            }
-            Err(error) => {
-                return Err(ConfigError::invalid(
-                    thing,
-                    path.display(),
-                    error,
-                    "name a file that can be opened",
-                ));
-            }
-        };
-        refuse_odd_file(&thing, path, &metadata)?;
-        open_as_used(path, self.readonly).map_err(|error| {
-            let remedy = if self.readonly {
-                "make it readable, or name another"
-            } else {
-                "make it writable, or give readonly=on"
-            };
-            ConfigError::invalid(&thing, path.display(), error, remedy)
-        })?;
-        let length = metadata.len();
-        let size = match size {
-            Some(size) if size.bytes() > length => {
-                return Err(ConfigError::invalid(
-                    thing,
-                    path.display(),
-                    format_args!("it has {} ({length} bytes), less than size={size}", Size(length)),
-                    format_args!("give size={} or lengthen it: truncate -s {size} FILE", Size(length)),
-                ));
-            }
-            Some(size) => size,
-            None => {
-                check_size(option, Size(length), warnings).map_err(|error| ConfigError {
-                    thing,
-                    value: path.display().to_string(),
-                    problem: format!("its length is {length} bytes, and {}", error.problem),
-                    remedy: match error.remedy.strip_prefix("give ") {
-                        Some(size) => format!("lengthen it: truncate -s {size} FILE"),
-                        None => error.remedy,
-                    },
-                    ..error
-                })?;
-                Size(length)
-            }
-        };
-        check_shares(option, size, self.dimms.count())?;
-        Ok((CheckedPmem { size, create: false }, Some((metadata.dev(), metadata.ino()))))
+        let (checked, inode) =
+            check_source(option, &self.source, self.readonly, |size| check_size(option, size, warnings))?;
+        check_shares(option, checked.size, self.dimms.count())?;
+        Ok((checked, inode))
     }
+}
+
+impl Disk {
+    fn check_file(&self) -> Result<(CheckedPmem, Option<(u64, u64)>), ConfigError> {
+        let option = self.option();
+        check_source(&option, &self.source, self.readonly, |size| check_disk_size(&option, size))
+    }
+}
+
+/// Looks at what holds a device's bytes; `fits` refuses a size that is a file's length. Device and number of the file,
+/// if it exists.
+fn check_source(
+    option: &str,
+    source: &PmemSource,
+    readonly: bool,
+    fits: impl FnOnce(Size) -> Result<(), ConfigError>,
+) -> Result<(CheckedPmem, Option<(u64, u64)>), ConfigError> {
+    let (path, size) = match source {
+        PmemSource::Memory(size) => return Ok((CheckedPmem { size: *size, create: false }, None)),
+        PmemSource::File { path, size } => (path, *size),
+    };
+    let thing = format!("{option}: file");
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return match size {
+                Some(size) if !readonly => {
+                    let parent = match path.parent() {
+                        Some(parent) if !parent.as_os_str().is_empty() => parent,
+                        _ => Path::new("."),
+                    };
+                    directory(&thing, parent, "make this directory first, or choose another file")?;
+                    Ok((CheckedPmem { size, create: true }, None))
+                }
+                Some(_) => Err(ConfigError::invalid(
+                    thing,
+                    path.display(),
+                    "there is no such file, and a read-only one cannot be created",
+                    "name a file that exists, or leave readonly=on out",
+                )),
+                None => Err(ConfigError::invalid(
+                    thing,
+                    path.display(),
+                    "there is no such file",
+                    "name one that exists, or give size=SIZE too and it is created",
+                )),
+            };
+        }
+        Err(error) => {
+            return Err(ConfigError::invalid(thing, path.display(), error, "name a file that can be opened"));
+        }
+    };
+    refuse_odd_file(&thing, path, &metadata)?;
+    open_as_used(path, readonly).map_err(|error| {
+        let remedy = if readonly {
+            "make it readable, or name another"
+        } else {
+            "make it writable, or give readonly=on"
+        };
+        ConfigError::invalid(&thing, path.display(), error, remedy)
+    })?;
+    let length = metadata.len();
+    let size = match size {
+        Some(size) if size.bytes() > length => {
+            return Err(ConfigError::invalid(
+                thing,
+                path.display(),
+                format_args!("it has {} ({length} bytes), less than size={size}", Size(length)),
+                format_args!("give size={} or lengthen it: truncate -s {size} FILE", Size(length)),
+            ));
+        }
+        Some(size) => size,
+        None => {
+            fits(Size(length)).map_err(|error| ConfigError {
+                thing,
+                value: path.display().to_string(),
+                problem: format!("its length is {length} bytes, and {}", error.problem),
+                remedy: match error.remedy.strip_prefix("give ") {
+                    Some(size) => format!("lengthen it: truncate -s {size} FILE"),
+                    None => error.remedy,
+                },
+                ..error
+            })?;
+            Size(length)
+        }
+    };
+    Ok((CheckedPmem { size, create: false }, Some((metadata.dev(), metadata.ino()))))
 }
 
 fn open_as_used(path: &Path, readonly: bool) -> io::Result<File> {

@@ -13,6 +13,7 @@
 
 mod cpu;
 mod dimm;
+mod disk;
 mod error;
 mod file;
 mod host;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cpu::{Cpu, CpuVendor, MachineChecks};
 pub use self::dimm::{Ars, Dimms, Family, Labels, StateFlags};
+pub use self::disk::{Disk, DiskKeys};
 pub use self::error::{ConfigError, Warning, nearest};
 pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};
@@ -90,6 +92,9 @@ pub struct Machine {
     /// Persistent memory devices that are there from the start.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pmem: Vec<Pmem>,
+    /// Disks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub disk: Vec<Disk>,
 }
 
 impl Default for Machine {
@@ -113,6 +118,7 @@ impl Default for Machine {
             cpu: Cpu::default(),
             slots: Slots::default(),
             pmem: Vec::new(),
+            disk: Vec::new(),
         }
     }
 }
@@ -242,15 +248,22 @@ impl Machine {
 
     /// Devices that are there from the start and sit behind a port.
     fn devices_behind_ports(&self) -> u64 {
-        0
+        self.disk.len() as u64
     }
 
-    /// Gives every device without an id the first free one of `p0`, `p1`, …
+    /// Gives every device without an id the first free one of `p0`, `p1`, …, and every disk of `d0`, `d1`, …
     pub fn complete(&mut self) {
         for index in 0..self.pmem.len() {
             if self.pmem[index].id.is_empty() {
                 let free = (0..).map(|n| format!("p{n}")).find(|id| self.pmem.iter().all(|p| p.id != *id));
                 self.pmem[index].id = free.unwrap_or_default();
+            }
+        }
+        for index in 0..self.disk.len() {
+            if self.disk[index].id.is_empty() {
+                let used = |id: &str| self.disk.iter().any(|disk| disk.id == id);
+                let free = (0..).map(|n| format!("d{n}")).find(|id| !used(id));
+                self.disk[index].id = free.unwrap_or_default();
             }
         }
     }

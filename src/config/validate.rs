@@ -77,6 +77,7 @@ impl Machine {
             }
         }
         self.validate_buses()?;
+        self.validate_disks()?;
         let placed: Vec<(String, u64, u64)> = self
             .pmem
             .iter()
@@ -151,6 +152,29 @@ impl Machine {
         Ok(())
     }
 
+    fn validate_disks(&self) -> Result<(), ConfigError> {
+        for (index, disk) in self.disk.iter().enumerate() {
+            let option = disk.option();
+            if !disk.id.is_empty() {
+                validate_id("--disk", "id", "d0", &disk.id)?;
+            }
+            disk.validate()?;
+            let pmem = self.pmem.iter().map(|pmem| (&pmem.id, &pmem.source));
+            for (id, source) in pmem.chain(self.disk[..index].iter().map(|disk| (&disk.id, &disk.source))) {
+                if !disk.id.is_empty() && disk.id == *id {
+                    return Err(duplicate_id("--disk", id));
+                }
+                if let (PmemSource::File { path, .. }, PmemSource::File { path: same, .. }) =
+                    (&disk.source, source)
+                    && path == same
+                {
+                    return Err(same_file(&option, &path.display().to_string(), id));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn validate_slots(&self) -> Result<(), ConfigError> {
         let own = self.units().iter().max().map_or(0, |last| last + 1);
         let units = u64::from(own) + u64::from(self.slots.nfit);
@@ -206,23 +230,18 @@ pub fn validate_insert(pmem: &Pmem, ids_in_use: &[&str]) -> Result<Vec<Warning>,
     let option = if pmem.id.is_empty() { "pmem".to_owned() } else { format!("pmem {}", pmem.id) };
     validate_device(&option, pmem, &mut warnings)?;
     if ids_in_use.contains(&pmem.id.as_str()) {
-        return Err(duplicate_id(&pmem.id));
+        return Err(duplicate_id("--pmem", &pmem.id));
     }
     Ok(warnings)
 }
 
-fn duplicate_id(id: &str) -> ConfigError {
-    ConfigError::invalid(
-        "--pmem",
-        format_args!("id={id}"),
-        "two devices have this id",
-        "give each its own id=",
-    )
+fn duplicate_id(option: &str, id: &str) -> ConfigError {
+    ConfigError::invalid(option, format_args!("id={id}"), "two devices have this id", "give each its own id=")
 }
 
 fn distinct(option: &str, pmem: &Pmem, other: &Pmem) -> Result<(), ConfigError> {
     if !pmem.id.is_empty() && pmem.id == other.id {
-        return Err(duplicate_id(&pmem.id));
+        return Err(duplicate_id("--pmem", &pmem.id));
     }
     match (&pmem.source, &other.source) {
         (PmemSource::File { path, .. }, PmemSource::File { path: same, .. }) if path == same => {
@@ -242,22 +261,29 @@ pub(super) fn same_file(option: &str, path: &str, other: &str) -> ConfigError {
     )
 }
 
-fn validate_device(option: &str, pmem: &Pmem, warnings: &mut Vec<Warning>) -> Result<(), ConfigError> {
+/// Refuses a name that is none; `like` is one.
+fn validate_id(option: &str, key: &str, like: &str, name: &str) -> Result<(), ConfigError> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.len() > MAX_ID
+        || !name.starts_with(|c: char| c.is_ascii_alphabetic())
+        || !name.chars().all(good)
+        || name == "ram"
+    {
+        return Err(ConfigError::invalid(
+            option,
+            format_args!("{key}={name}"),
+            "an id is a letter and then letters, digits, - or _, at most 32, and not \"ram\"",
+            format_args!("give {key}={like} or the like"),
+        ));
+    }
+    Ok(())
+}
+
+fn validate_device(option: &str, pmem: &Pmem, warnings: &mut Vec<Warning>) -> Result<(), ConfigError> {
     let id = Some(&pmem.id).filter(|id| !id.is_empty());
     for (key, name, example) in [("id", id, "p0"), ("bus", pmem.bus.as_ref(), "b0")] {
-        let Some(name) = name else { continue };
-        if name.len() > MAX_ID
-            || !name.starts_with(|c: char| c.is_ascii_alphabetic())
-            || !name.chars().all(good)
-            || name == "ram"
-        {
-            return Err(ConfigError::invalid(
-                "--pmem",
-                format_args!("{key}={name}"),
-                "an id is a letter and then letters, digits, - or _, at most 32, and not \"ram\"",
-                format_args!("give {key}={example} or the like"),
-            ));
+        if let Some(name) = name {
+            validate_id("--pmem", key, example, name)?;
         }
     }
     validate_set(option, pmem)?;

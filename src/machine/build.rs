@@ -10,7 +10,7 @@ use aconite_acpi::layout as fixed;
 use aconite_acpi::{
     AddressRange, Description, MemoryRange, NvdimmUnit, Processor, Tables, UnitSlot, UnitWindow,
 };
-use aconite_devices::bus::{Bus, BusError, DeviceId};
+use aconite_devices::bus::{Bus, BusError, DeviceId, lock};
 use aconite_devices::clock::Clock;
 use aconite_devices::dma::{Dma, DmaError};
 use aconite_devices::einj::Einj;
@@ -34,6 +34,7 @@ use super::arrival::{Arrival, NotAdded};
 use super::bad_ram::{self, BadRamError};
 use super::boot_errors::{BootErrors, BootErrorsError};
 use super::console::ConsoleSink;
+use super::disk::{DiskError, Disks, Surroundings};
 use super::dma::DevicePoison;
 use super::errors::Errors;
 use super::injection::Injections;
@@ -87,6 +88,9 @@ pub enum BuildError {
     /// A memory device.
     #[error(transparent)]
     Memory(#[from] NotAdded),
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A device's place.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -129,6 +133,8 @@ pub struct Spec<'a> {
     pub config: &'a config::Machine,
     /// Sizes of the memory devices, in the order of the description.
     pub pmem: &'a [CheckedPmem],
+    /// Sizes of the disks, in the order of the description.
+    pub disks: &'a [CheckedPmem],
     /// The kernel's release, where its image says.
     pub kernel_release: Option<String>,
     /// The initial RAM disk.
@@ -300,6 +306,8 @@ pub struct Built {
     pub console: Arc<Mutex<VirtioPci<Console>>>,
     /// PCI Express ports, and what is in their slots.
     pub pcie: Arc<Mutex<Pcie>>,
+    /// Disks.
+    pub disks: Disks,
     /// Memory devices.
     pub memory: MemoryDevices,
     /// Error sources of the firmware.
@@ -387,8 +395,17 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let dma = Dma::new(space.dma(), Arc::new(DevicePoison::new(space.clone(), spec.events.clone())));
     let erst = records::store(dma.named("erst"), spec.state.as_ref())?;
     let boot_errors = Arc::new(BootErrors::show(spec.state.clone(), &dma.named("bert"))?);
-    let mut wired = Devices::new(&vm, config, &plan, dma, units, spec.console)?;
+    let mut wired = Devices::new(&vm, config, &plan, dma.clone(), units, spec.console)?;
     wired.mmio.insert("erst", fixed::ERST_REGISTERS, Erst::SIZE, Arc::new(Mutex::new(erst)))?;
+    let around = Surroundings {
+        dma,
+        msi: vm.msi(),
+        space: space.clone(),
+        events: spec.events.clone(),
+        cpus: config.cpus,
+        clock: monotonic_clock(),
+    };
+    let disks = Disks::new(&config.disk, spec.disks, around, &mut lock(&wired.pcie))?;
 
     let errors =
         Errors::new(wired.errors, wired.platform.clone(), vm.msi(), spec.events.clone(), boot_errors.clone());
@@ -452,6 +469,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         platform: wired.platform,
         console: wired.console,
         pcie: wired.pcie,
+        disks,
         memory: devices,
         errors,
         boot_errors,

@@ -77,6 +77,13 @@ impl Mailbox {
         self.send(Message::Effect(effect));
     }
 
+    /// All effects that came up elsewhere than in a vCPU.
+    pub fn again_all(&self, effects: Effects) {
+        for effect in effects {
+            self.again(effect);
+        }
+    }
+
     /// Sends a message.
     pub fn send(&self, message: Message) {
         if self.sender.send(message).is_ok()

@@ -12,6 +12,7 @@ mod census;
 mod console;
 pub mod cpu;
 mod dimm;
+mod disk;
 mod dma;
 mod errors;
 mod injection;
@@ -82,6 +83,9 @@ pub enum LoopError {
     /// Waiting is not possible.
     #[error("Cannot set up the main loop")]
     Setup(#[source] io::Error),
+    /// A thread could not be started.
+    #[error("Cannot start the threads of a disk")]
+    Disk(#[source] io::Error),
     /// A thread could not be started.
     #[error("Cannot start the thread of vCPU {cpu}")]
     Thread {
@@ -298,6 +302,8 @@ impl Machine {
             watch(agent.stream().as_raw_fd(), both, TOKEN_AGENT)?;
         }
         let _told = host_fault::tell(self.handle.wake.as_raw_fd());
+        let mailbox = self.mailbox.clone();
+        self.built.disks.start(move |effects| mailbox.again_all(effects)).map_err(LoopError::Disk)?;
         self.start_vcpus()?;
         self.state = MachineState::Running;
         self.events.publish(Event::MachineStarted { vcpus: self.config.cpus });
@@ -397,9 +403,7 @@ impl Machine {
         if let Some(agent) = &mut self.agent {
             agent.pump(&self.built.console, &mut effects);
         }
-        for effect in effects {
-            self.mailbox.again(effect);
-        }
+        self.mailbox.again_all(effects);
         loop {
             let (next, stop) = {
                 let mut requests = self.handle.requests();
@@ -573,6 +577,12 @@ impl Machine {
             }
             Command::RaiseMce { vcpu, request } => self.raise_mce(*vcpu, request),
             Command::Cper { request } => self.built.errors.submit(request).map(Reply::Cper),
+            Command::Disk(command) => {
+                let mut effects = Effects::new();
+                let reply = self.built.disks.execute(command, &mut effects).map(Reply::Disk);
+                self.mailbox.again_all(effects);
+                reply
+            }
             Command::ShowOperation { operation } => memory.operation(*operation).map(Reply::Operation),
             Command::Quit => Ok(Reply::Done),
             Command::PoisonAdd { .. }
@@ -647,6 +657,7 @@ impl Machine {
                 Err(_) => tracing::error!("a vCPU thread panicked"),
             }
         }
+        self.built.disks.stop();
         if cause != Cause::PowerOff {
             self.built.boot_errors.keep_machine_checks(&left, SystemTime::now());
         }

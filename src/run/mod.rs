@@ -148,9 +148,11 @@ pub fn run_anywhere(config: &Config, arguments: &[OsString]) -> Result<u8, RunEr
     }
     // Locks taken inside exclude nobody outside: the real files are created, sized and locked here.
     let mut _files = Vec::new();
-    for (device, checked) in config.pmem.iter().zip(&checked.pmem) {
-        if let PmemSource::File { path, .. } = &device.source {
-            _files.push(backing::open(path, checked.size.bytes(), !device.readonly, checked.create)?);
+    let pmem = config.pmem.iter().map(|device| (&device.source, device.readonly)).zip(&checked.pmem);
+    let disks = config.disk.iter().map(|disk| (&disk.source, disk.readonly)).zip(&checked.disk);
+    for ((source, readonly), checked) in pmem.chain(disks) {
+        if let PmemSource::File { path, .. } = source {
+            _files.push(backing::open(path, checked.size.bytes(), !readonly, checked.create)?);
         }
     }
     let state = config.state.as_deref().map(|dir| State::open(dir, Locking::Here)).transpose()?;
@@ -189,6 +191,7 @@ fn run(config: &Config, checked: &Checked, host: &str) -> Result<u8, RunError> {
         Spec {
             config,
             pmem: &checked.pmem,
+            disks: &checked.disk,
             kernel_release: checked.kernel.version.clone(),
             initrd: &initrd,
             command_line: &command_line,

@@ -10,6 +10,7 @@ mod boot;
 mod clocks;
 mod cycles;
 mod defects;
+mod disk;
 mod dma;
 mod doctor;
 mod einj;

@@ -9,6 +9,7 @@
 //! the device into DEVICE_NEEDS_RESET (section 2.1.1); a buffer that cannot be reached, or that is poisoned, is
 //! completed with zero length.
 
+pub mod blk;
 mod common;
 pub mod console;
 mod queue;

@@ -72,6 +72,16 @@ impl Chain {
         self.writable.iter().map(|segment| u64::from(segment.length)).sum()
     }
 
+    /// The guest memory of the `length` bytes of readable buffers after the first `offset`, as far as there are any.
+    pub fn readable_parts(&self, offset: u64, length: u64) -> Vec<Segment> {
+        parts(&self.readable, offset, length)
+    }
+
+    /// The guest memory of the `length` bytes of writable buffers after the first `offset`, as far as there are any.
+    pub fn writable_parts(&self, offset: u64, length: u64) -> Vec<Segment> {
+        parts(&self.writable, offset, length)
+    }
+
     /// Reads from the readable buffers, `offset` bytes in, as much as there is; returns how much.
     ///
     /// # Errors
@@ -110,6 +120,12 @@ fn pieces(segments: &[Segment], skip: u64, length: usize) -> impl Iterator<Item 
         left -= here;
         (here > 0).then(|| (segment.address.wrapping_add(skipped), here))
     })
+}
+
+fn parts(segments: &[Segment], offset: u64, length: u64) -> Vec<Segment> {
+    // A segment has less than 4 GiB.
+    let segment = |(address, length)| Segment { address, length: u32::try_from(length).unwrap_or(u32::MAX) };
+    pieces(segments, offset, usize::try_from(length).unwrap_or(usize::MAX)).map(segment).collect()
 }
 
 /// One queue: what the driver has set up, and the rings once it is enabled.
@@ -225,6 +241,12 @@ impl<'a> Queues<'a> {
     /// Guest memory.
     pub fn view(&self) -> &DmaView {
         &self.view
+    }
+
+    /// Entries of queue `index`, as the driver has chosen; none if it is not enabled.
+    pub fn size(&self, index: u16) -> u16 {
+        let queue = self.queues.get(usize::from(index)).filter(|queue| queue.enabled());
+        queue.map_or(0, |queue| queue.size)
     }
 
     /// The next chain of queue `index`; none if it is empty or not enabled.

@@ -39,6 +39,11 @@ impl<D: VirtioDevice> Driver<D> {
     /// A function with bus mastering and MSI-X on; vector `v` has data `v` and is not masked.
     pub(super) fn new(device: D) -> Self {
         let (dma, poison) = dma(&[(0, MEMORY)]);
+        Self::in_memory(device, dma, poison)
+    }
+
+    /// As [`Self::new`], for a device that reaches memory by itself.
+    pub(super) fn in_memory(device: D, dma: Dma, poison: Arc<Lines>) -> Self {
         let sink = RecordingSink::default();
         let queues = device.queue_sizes().len();
         let wiring = Wiring { id: DeviceId(7), dma: dma.clone(), msi: Arc::new(sink.clone()), express: None };

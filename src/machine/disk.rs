@@ -1,0 +1,473 @@
+//! The disks of a machine, each behind a port of its own: how they are built, what is asked of them, and what they tell.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aconite_devices::bus::{DeviceId, Effects, lock};
+use aconite_devices::clock::Clock;
+use aconite_devices::dma::Dma;
+use aconite_devices::irq::MsiSink;
+use aconite_devices::pci::PortType;
+use aconite_devices::virtio::blk::{
+    Action, Armed, Blk, Fault, Held, MAX_FAULTS, Notice, Operation, Order, Parts, Pattern, Release,
+    ReleaseError, Request, SECTOR, Status, Storage, Transfer, What, Witness,
+};
+use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
+use thiserror::Error;
+
+use super::pcie::{Card, Pcie, PcieError};
+
+use crate::command::{
+    DiskAction, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskHeldRequest, DiskInfo, DiskList,
+    DiskOperation, DiskOrder, DiskOutcome, DiskPattern, DiskRelease, DiskReleased, DiskReply, DiskRequest,
+    DiskStatus, DiskTransfer, Error, ErrorCode, Event, EventBus, SectorRange,
+};
+use crate::config::{self, CheckedPmem, PmemSource};
+use crate::disk::{FileStorage, Function, Pool, Workers};
+use crate::memory::backing::{self, BackingError};
+use crate::memory::{AddressSpace, RegionKind};
+use crate::units::{ByteRange, TimeSpan};
+
+/// Most threads of a disk: more wait for the same storage.
+const MAX_WORKERS: u32 = 4;
+
+/// Why there is no disk.
+#[derive(Debug, Error)]
+pub enum DiskError {
+    /// Its file.
+    #[error(transparent)]
+    Backing(#[from] BackingError),
+    /// Its function.
+    #[error(transparent)]
+    Virtio(#[from] TransportError),
+    /// Its port.
+    #[error(transparent)]
+    Port(#[from] PcieError),
+}
+
+/// What disks need of the machine.
+pub struct Surroundings {
+    /// Guest memory.
+    pub dma: Dma,
+    /// Where interrupts go.
+    pub msi: Arc<dyn MsiSink>,
+    /// What is where.
+    pub space: Arc<AddressSpace>,
+    /// The event stream.
+    pub events: EventBus,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// What delays are measured by.
+    pub clock: Clock,
+}
+
+/// A disk.
+struct Disk {
+    config: config::Disk,
+    size: u64,
+    function: Function,
+    workers: Workers,
+    storage: Arc<dyn Storage>,
+    pool: Option<Pool>,
+    teller: Teller,
+}
+
+/// All disks of a machine.
+#[derive(Default)]
+pub struct Disks(Vec<Disk>);
+
+impl Disks {
+    /// Makes the disks of a machine and puts them behind ports; their threads are still to be started.
+    pub fn new(
+        disks: &[config::Disk],
+        checked: &[CheckedPmem],
+        around: Surroundings,
+        pcie: &mut Pcie,
+    ) -> Result<Self, DiskError> {
+        let mut made = Vec::new();
+        for (config, checked) in disks.iter().zip(checked) {
+            let device = pcie.name_card();
+            let disk = Disk::new(device, config, *checked, &around)?;
+            pcie.install(Card::virtio(&config.id, device, disk.function.clone()))?;
+            made.push(disk);
+        }
+        Ok(Self(made))
+    }
+
+    /// Starts the threads of all disks; what they leave to do goes to `send`.
+    pub fn start(&mut self, send: impl Fn(Effects) + Clone + Send + 'static) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|disk| disk.start(send.clone()))
+    }
+
+    /// Ends the threads of all disks. What was written reaches the host.
+    pub fn stop(&mut self) {
+        for disk in &mut self.0 {
+            disk.pool = None;
+        }
+    }
+
+    /// Does what is asked; what that leaves to do in the machine goes to `effects`.
+    pub fn execute(&self, command: &DiskCommand, effects: &mut Effects) -> Result<DiskReply, Error> {
+        Ok(match command {
+            DiskCommand::List => DiskReply::List(DiskList { disks: self.0.iter().map(Disk::info).collect() }),
+            DiskCommand::Show { device } => DiskReply::Disk(self.find(device)?.info()),
+            DiskCommand::Arm { device, fault } => DiskReply::Armed(self.find(device)?.arm(fault)?),
+            DiskCommand::Disarm { device, fault } => DiskReply::Disarmed(self.find(device)?.disarm(*fault)?),
+            DiskCommand::Release { device, release } => {
+                DiskReply::Released(self.find(device)?.release(release, effects)?)
+            }
+        })
+    }
+
+    fn find(&self, device: &str) -> Result<&Disk, Error> {
+        self.0.iter().find(|disk| disk.config.id == device).ok_or_else(|| {
+            let known: Vec<_> = self.0.iter().map(|disk| disk.config.id.as_str()).collect();
+            let remedy = if known.is_empty() {
+                "the machine has no disks: give it one with --disk".to_owned()
+            } else {
+                format!("name one of: {}", known.join(", "))
+            };
+            Error::new(ErrorCode::NoSuchDevice, format!("There is no disk {device:?}"), remedy)
+        })
+    }
+}
+
+impl Disk {
+    fn new(
+        id: DeviceId,
+        disk: &config::Disk,
+        checked: CheckedPmem,
+        around: &Surroundings,
+    ) -> Result<Self, DiskError> {
+        let size = checked.size.bytes();
+        let file = match &disk.source {
+            PmemSource::Memory(_) => backing::anonymous(c"aconite-disk", size)?,
+            PmemSource::File { path, .. } => backing::open(path, size, !disk.readonly, checked.create)?,
+        };
+        let workers = Workers::new(around.clock.clone());
+        let teller =
+            Teller { disk: disk.id.clone(), space: around.space.clone(), events: around.events.clone() };
+        let dma = around.dma.named(&disk.id);
+        let queues = disk.queues(around.cpus);
+        let blk = Blk::new(Parts {
+            name: disk.id.clone(),
+            sectors: size / SECTOR,
+            readonly: disk.readonly,
+            queues: queues as u16,
+            dma: dma.clone(),
+            backend: Box::new(workers.clone()),
+            witness: Arc::new(teller.clone()),
+            clock: around.clock.clone(),
+        });
+        let wiring = Wiring { id, dma, msi: around.msi.clone(), express: Some(PortType::Endpoint) };
+        let function = Arc::new(Mutex::new(VirtioPci::new(blk, wiring)?));
+        let config = config::Disk { queues: Some(queues), ..disk.clone() };
+        let storage = Arc::new(FileStorage::new(file));
+        Ok(Self { config, size, function, workers, storage, pool: None, teller })
+    }
+
+    fn start(&mut self, send: impl Fn(Effects) + Clone + Send + 'static) -> io::Result<()> {
+        let count = self.config.queues.unwrap_or(1).min(MAX_WORKERS) as usize;
+        let (workers, storage) = (self.workers.clone(), self.storage.clone());
+        self.pool = Some(Pool::start(&self.config.id, workers, count, &self.function, storage, send)?);
+        Ok(())
+    }
+
+    fn info(&self) -> DiskInfo {
+        let function = lock(&self.function);
+        let disk = function.device();
+        DiskInfo {
+            id: self.config.id.clone(),
+            size: self.size,
+            readonly: self.config.readonly,
+            queues: self.config.queues.unwrap_or(1),
+            file: match &self.config.source {
+                PmemSource::File { path, .. } => Some(path.display().to_string()),
+                PmemSource::Memory(_) => None,
+            },
+            in_flight: disk.in_flight() as u64,
+            faults: disk.faults().iter().map(|armed| self.armed(armed)).collect(),
+            held: disk.held().iter().map(|held| self.held(held)).collect(),
+        }
+    }
+
+    fn armed(&self, armed: &Armed) -> DiskArmed {
+        DiskArmed {
+            device: self.config.id.clone(),
+            number: armed.number,
+            fault: describe(&armed.fault),
+            seen: armed.seen,
+            taken: armed.taken,
+        }
+    }
+
+    fn held(&self, held: &Held) -> DiskHeldRequest {
+        DiskHeldRequest {
+            of: self.teller.request(held.number, held.fault, &held.request),
+            transfer: held.transfer.into(),
+            held_ns: nanoseconds(held.waited),
+            left_ns: held.left.map(nanoseconds),
+        }
+    }
+
+    fn arm(&self, wanted: &DiskFault) -> Result<DiskArmed, Error> {
+        let fault = self.fault(wanted)?;
+        let number = lock(&self.function).device_mut().arm(fault).ok_or_else(|| {
+            Error::new(
+                ErrorCode::WrongDeviceState,
+                format!("Disk {} has {MAX_FAULTS} faults, and no room for another", self.config.id),
+                "take some away first (ctl disk disarm)",
+            )
+        })?;
+        let device = self.config.id.clone();
+        Ok(DiskArmed { device, number, fault: *wanted, seen: 0, taken: 0 })
+    }
+
+    /// The fault that is wanted, if it can ever do something.
+    fn fault(&self, wanted: &DiskFault) -> Result<Fault, Error> {
+        let id = &self.config.id;
+        let wrong = |what: String, remedy: &str| Err(Error::new(ErrorCode::BadParameter, what, remedy));
+        let DiskPattern { operation, dax, sectors, memory, skip, count } = wanted.requests;
+        if count == Some(0) {
+            return wrong(
+                format!("A fault of {id} that takes 0 requests does nothing"),
+                "give count=1 or more",
+            );
+        }
+        let total = self.size / SECTOR;
+        let range = |SectorRange { first, count }: SectorRange| {
+            let end = first.checked_add(count).filter(|end| *end <= total && count > 0)?;
+            Some(first..end)
+        };
+        let sectors = match sectors.map(|sectors| (sectors, range(sectors))) {
+            None => None,
+            Some((_, Some(range))) => Some(range),
+            Some((SectorRange { first, count }, None)) => {
+                return wrong(
+                    format!("Sectors {first}+{count} are not in {id}, which has {total}"),
+                    "name sectors that it has, such as 2048+8",
+                );
+            }
+        };
+        let memory = match memory.map(|memory| (memory, memory.end())) {
+            None => None,
+            Some((range, Some(end))) if range.length > 0 => Some(range.offset.0..end),
+            Some((range, _)) => {
+                return wrong(
+                    format!("The range {range} is empty or wraps"),
+                    "name memory, such as 0x1000+4096",
+                );
+            }
+        };
+        let action = match wanted.action {
+            DiskAction::Hold { transfer } => Action::Hold(transfer.into()),
+            DiskAction::Delay { time, transfer } => Action::Delay(time.0, transfer.into()),
+            DiskAction::Fail { status: DiskStatus::Ok } => {
+                return wrong(
+                    format!("A request of {id} that fails does not end with ok"),
+                    "give io_error or unsupported, or tear it after 0 bytes: that may end with ok",
+                );
+            }
+            DiskAction::Fail { status } => Action::Fail(status.into()),
+            DiskAction::Tear { bytes, status } => Action::Tear { bytes, status: status.into() },
+            DiskAction::Reorder { window, .. } if window < 2 => {
+                return wrong(
+                    format!("{window} requests of {id} cannot be put into another order"),
+                    "give a window of 2 or more",
+                );
+            }
+            DiskAction::Reorder { window, order, seed, patience } => Action::Reorder {
+                window: window as usize,
+                order: order_of(order, seed),
+                patience: patience.0,
+            },
+        };
+        let pattern = Pattern { operation: operation.map(Into::into), persistent: dax, sectors, memory };
+        Ok(Fault { pattern, skip, count, action })
+    }
+
+    fn disarm(&self, number: Option<u64>) -> Result<DiskDisarmed, Error> {
+        let device = self.config.id.clone();
+        let unwanted = |armed: &Armed| number.is_none_or(|number| armed.number == number);
+        let faults = lock(&self.function).device_mut().disarm(unwanted);
+        match number {
+            Some(number) if faults.is_empty() => Err(Error::new(
+                ErrorCode::WrongDeviceState,
+                format!("Disk {device} has no fault {number}"),
+                "see ctl disk list; a fault that has taken its number of requests is gone",
+            )),
+            _ => Ok(DiskDisarmed { device, faults }),
+        }
+    }
+
+    fn release(&self, wanted: &DiskRelease, effects: &mut Effects) -> Result<DiskReleased, Error> {
+        let how = match (wanted.fail, wanted.tear) {
+            (Some(DiskStatus::Ok), _) => {
+                return Err(Error::new(
+                    ErrorCode::BadParameter,
+                    "A request that fails does not end with ok",
+                    "give io_error or unsupported, or leave fail out",
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(Error::new(
+                    ErrorCode::BadParameter,
+                    "A request cannot both fail and be torn",
+                    "give either fail or tear",
+                ));
+            }
+            (Some(status), None) => Release::Fail(status.into()),
+            (None, Some(bytes)) => Release::Tear { bytes, status: Status::IoError },
+            (None, None) => Release::Complete,
+        };
+        let mut function = lock(&self.function);
+        let all = wanted.requests.is_empty();
+        let mut requests = match all {
+            true => function.device().held().iter().map(|held| held.number).collect(),
+            false => wanted.requests.clone(),
+        };
+        order_of(wanted.order, wanted.seed).arrange(&mut requests);
+        function.release(&requests, how, effects).map_err(|error| self.refused(error))?;
+        let holds = |armed: &Armed| {
+            matches!(armed.fault.action, Action::Hold(_) | Action::Delay(..) | Action::Reorder { .. })
+        };
+        let faults = if all && !wanted.keep { function.device_mut().disarm(holds) } else { Vec::new() };
+        Ok(DiskReleased { device: self.config.id.clone(), requests, faults })
+    }
+
+    fn refused(&self, error: ReleaseError) -> Error {
+        let remedy = match error {
+            ReleaseError::NotHeld(_) => "see ctl disk list for those that are",
+            ReleaseError::Transferred(_) => "release it, or let it fail",
+        };
+        Error::new(ErrorCode::WrongDeviceState, format!("{error} (disk {})", self.config.id), remedy)
+    }
+}
+
+/// Who tells of a disk's requests.
+#[derive(Clone)]
+struct Teller {
+    disk: String,
+    space: Arc<AddressSpace>,
+    events: EventBus,
+}
+
+impl Teller {
+    fn request(&self, number: u64, fault: u64, request: &Request) -> DiskRequest {
+        let gpa = request.memory().first().map(|segment| segment.address);
+        let region = gpa.and_then(|gpa| self.space.find(gpa));
+        DiskRequest {
+            device: self.disk.clone(),
+            request: number,
+            fault,
+            operation: request.operation().into(),
+            sector: request.sector(),
+            bytes: request.bytes(),
+            gpa: gpa.map(Into::into),
+            memory: region.as_ref().map(|region| region.name().to_owned()),
+            offset: gpa.zip(region).map(|(gpa, region)| region.named_offset(gpa).into()),
+        }
+    }
+}
+
+impl Witness for Teller {
+    fn persistent(&self, gpa: u64, len: u64) -> bool {
+        let end = gpa.saturating_add(len);
+        self.space.regions().iter().any(|region| {
+            let range = region.range();
+            region.kind() == RegionKind::Pmem && range.start < end && gpa < range.end
+        })
+    }
+
+    fn tell(&self, notice: &Notice<'_>) {
+        let of = self.request(notice.number, notice.fault, notice.request);
+        self.events.publish(match notice.what {
+            What::Held(transfer) => Event::DiskHeld { of, transfer: transfer.into() },
+            What::Released { how, after } => {
+                let how = match how {
+                    Release::Complete => DiskOutcome::Complete,
+                    Release::Fail(_) => DiskOutcome::Fail,
+                    Release::Tear { .. } => DiskOutcome::Tear,
+                };
+                Event::DiskReleased { of, how, held_ns: nanoseconds(after) }
+            }
+            What::Completed(status) => Event::DiskCompleted { of, status: status.into() },
+            What::Dropped { after } => {
+                Event::DiskReleased { of, how: DiskOutcome::Drop, held_ns: nanoseconds(after) }
+            }
+        });
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn order_of(order: DiskOrder, seed: u64) -> Order {
+    match order {
+        DiskOrder::Submission => Order::Submission,
+        DiskOrder::Reverse => Order::Reverse,
+        DiskOrder::Random => Order::Random(seed),
+    }
+}
+
+/// A fault in the words of the API.
+fn describe(fault: &Fault) -> DiskFault {
+    let action = match fault.action {
+        Action::Hold(transfer) => DiskAction::Hold { transfer: transfer.into() },
+        Action::Delay(time, transfer) => {
+            DiskAction::Delay { time: TimeSpan(time), transfer: transfer.into() }
+        }
+        Action::Fail(status) => DiskAction::Fail { status: status.into() },
+        Action::Tear { bytes, status } => DiskAction::Tear { bytes, status: status.into() },
+        Action::Reorder { window, order, patience } => {
+            let (order, seed) = match order {
+                Order::Submission => (DiskOrder::Submission, 0),
+                Order::Reverse => (DiskOrder::Reverse, 0),
+                Order::Random(seed) => (DiskOrder::Random, seed),
+            };
+            DiskAction::Reorder { window: window as u32, order, seed, patience: TimeSpan(patience) }
+        }
+    };
+    let pattern = &fault.pattern;
+    let requests = DiskPattern {
+        operation: pattern.operation.map(Into::into),
+        dax: pattern.persistent,
+        sectors: pattern
+            .sectors
+            .as_ref()
+            .map(|range| SectorRange { first: range.start, count: range.end - range.start }),
+        memory: pattern.memory.as_ref().map(|range| ByteRange::new(range.start, range.end - range.start)),
+        skip: fault.skip,
+        count: fault.count,
+    };
+    DiskFault { action, requests }
+}
+
+/// The same words twice: for the guest's device and for the API.
+macro_rules! same {
+    ($device:ident, $api:ident: $($word:ident),+) => {
+        impl From<$device> for $api {
+            fn from(value: $device) -> Self {
+                match value { $($device::$word => Self::$word),+ }
+            }
+        }
+        impl From<$api> for $device {
+            fn from(value: $api) -> Self {
+                match value { $($api::$word => Self::$word),+ }
+            }
+        }
+    };
+}
+
+same!(Operation, DiskOperation: Read, Write, Flush, GetId, Discard, WriteZeroes);
+same!(Status, DiskStatus: Ok, IoError, Unsupported);
+same!(Transfer, DiskTransfer: Release, Submission);
+
+impl fmt::Debug for Disks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|disk| &disk.config)).finish()
+    }
+}
