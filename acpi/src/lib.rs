@@ -43,8 +43,8 @@ pub use dsdt::target_path;
 pub use error::Error;
 pub use guid::{Guid, NotAGuid};
 pub use nfit::{
-    ControlRegion, DimmFlags, FitBuilder, Interleave, NvdimmUnit, Persistence, RangeType, RegionMap, Share,
-    SpaRange, UnitDimm, UnitRange,
+    ControlRegion, DimmFlags, FitBuilder, Interleave, Lie, NvdimmUnit, Persistence, RangeType, RegionMap,
+    Share, SpaRange, UnitDimm, UnitRange,
 };
 pub use rsdp::RSDP_SIZE;
 pub use table::{HEADER_SIZE, Table, checksum};

@@ -29,7 +29,7 @@ pub fn unit(unit: u32) -> NvdimmUnit {
         line: 4096,
         shares: vec![Share { dimm: 0, dimm_address: 0 }],
     };
-    NvdimmUnit { unit, ranges: vec![range], dimms: vec![dimm] }
+    NvdimmUnit { unit, ranges: vec![range], dimms: vec![dimm], lie: None }
 }
 
 /// A slot of the sample.

@@ -64,6 +64,13 @@ impl Table {
         Self { signature, bytes }
     }
 
+    /// The same table with a checksum that is wrong.
+    pub(crate) fn with_wrong_checksum(mut self) -> Self {
+        let checksum = &mut self.bytes[std::mem::offset_of!(Header, checksum)];
+        *checksum = checksum.wrapping_add(1);
+        self
+    }
+
     /// The four characters that name the table.
     pub fn signature(&self) -> [u8; 4] {
         self.signature

@@ -142,7 +142,7 @@ fn failures_have_their_status_and_words() {
         (
             "insert pmem size=1G,idd=p0",
             2,
-            "Wrong pmem \"idd\": there is no such key; did you mean \"id\"? Known: file, size, id, via, channel, node, readonly, volatile, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store",
+            "Wrong pmem \"idd\": there is no such key; did you mean \"id\"? Known: file, size, id, via, channel, node, readonly, range, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store, lie",
         ),
         (
             "insert pmem size=1G,id=p2 --wait 50ms",

@@ -44,11 +44,11 @@ pub struct MachineArgs {
         long,
         value_name = "KEY=VALUE,...",
         help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N]\
-                [,readonly=on|off][,volatile=on|off][,at=ADDRESS]\
+                [,readonly=on|off][,range=pmem|volatile|vdisk|vcd|pdisk|pcd][,at=ADDRESS]\
                 [,bus=NAME][,dimms=N|NAME+NAME…][,interleave=SIZE]\
                 [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\
                 [,ars=TIME][,ars_records=N][,clear_unit=SIZE]\
-                [,full_line_store=keep|clear]"
+                [,full_line_store=keep|clear][,lie=NAME]"
     )]
     pub pmem: Vec<String>,
     /// Disks, each as its keys and values.
@@ -58,6 +58,10 @@ pub struct MachineArgs {
         help = "A disk (virtio-blk): file=PATH|size=SIZE[,id=ID][,readonly=on|off][,queues=N]"
     )]
     pub disk: Vec<String>,
+    /// Add the memory devices and settings of a preset: nfit_test (the shape of the kernel's mock of NVDIMMs),
+    /// nvdimm64 (64 DIMMs on 8 buses), nfit_lies (NFITs that contradict themselves)
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
     /// What may arrive while the machine runs: nfit=N,pcie=N,button=on|off,size=SIZE,dimms=M
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub slots: Vec<String>,
@@ -138,6 +142,9 @@ impl MachineArgs {
         }
         for text in &self.cpu {
             machine.cpu.apply("--cpu", text)?;
+        }
+        if let Some(name) = &self.preset {
+            machine.apply_preset("--preset", name)?;
         }
         for text in &self.slots {
             machine.slots.apply("--slots", text)?;

@@ -99,7 +99,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,readnoly=on",
-            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, volatile, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store",
+            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, range, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store, lie",
         ),
         (
             "--pmem size=1000",

@@ -20,6 +20,7 @@ mod host;
 mod image;
 mod keyvalue;
 mod pmem;
+mod preset;
 mod switch;
 mod topology;
 mod validate;
@@ -37,6 +38,7 @@ pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};
 pub use self::keyvalue::KeyValues;
 pub use self::pmem::{Channel, INTERLEAVE, Place, Pmem, PmemKeys, PmemSource, Via};
+pub use self::topology::RangeKind;
 pub use self::validate::{MAX_CPUS, MAX_PORTS, MAX_UNITS, validate_insert};
 use crate::units::{GIB, Size, TimeSpan};
 

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use aconite_acpi::Lie;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,7 @@ use super::dimm::{Ars, Dimms, Family, Labels, StateFlags, flag_names};
 use super::error::ConfigError;
 use super::keyvalue::KeyValues;
 use super::switch::Switch;
+use super::topology::RangeKind;
 use crate::memory::FullLineStore;
 use crate::units::{Address, Size, TimeSpan};
 
@@ -108,8 +110,10 @@ pub struct Pmem {
     pub node: Option<u32>,
     /// Whether the guest can only read it. Default: no.
     pub readonly: bool,
-    /// Whether firmware says that what is in it does not outlive power. Default: no.
-    pub volatile: bool,
+    /// What firmware says its range is. Default: persistent memory.
+    pub range: RangeKind,
+    /// What firmware says of its bus that is not so. Default: nothing.
+    pub lie: Option<Lie>,
     /// Where it goes. Default: the next free place that is aligned so that Linux maps it with its largest pages.
     pub at: Option<Place>,
     /// The bus that it is on with other devices: they come and go together. Default: a bus of its own.
@@ -167,9 +171,13 @@ pub struct PmemKeys {
     /// Whether the guest can only read it. Default: no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     readonly: Option<Switch>,
-    /// Whether firmware says that what is in it does not outlive power: a volatile range of the NFIT. Default: no.
+    /// What the NFIT says its range is: "pmem", the default, "volatile" memory, or a "vdisk", "vcd", "pdisk" or "pcd", a
+    /// disk or CD in volatile or persistent memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    volatile: Option<Switch>,
+    range: Option<String>,
+    /// What the NFIT of its bus says that is not so, by the name of a contradiction. Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lie: Option<String>,
     /// A guest-physical address, or (when inserting) the id of a departed device whose address is used again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     at: Option<Place>,
@@ -212,7 +220,7 @@ pub struct PmemKeys {
 }
 
 /// The keys of `--pmem`, in the order of the documentation.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "file",
     "size",
     "id",
@@ -220,7 +228,7 @@ const KEYS: [&str; 19] = [
     "channel",
     "node",
     "readonly",
-    "volatile",
+    "range",
     "at",
     "bus",
     "dimms",
@@ -232,6 +240,7 @@ const KEYS: [&str; 19] = [
     "ars_records",
     "clear_unit",
     "full_line_store",
+    "lie",
 ];
 
 impl Pmem {
@@ -244,7 +253,8 @@ impl Pmem {
             channel: None,
             node: None,
             readonly: false,
-            volatile: false,
+            range: RangeKind::default(),
+            lie: None,
             at: None,
             bus: None,
             dimms: Dimms::default(),
@@ -275,7 +285,8 @@ impl Pmem {
                 ..error
             })?,
             readonly: list.take_switch("readonly")?.map(Switch),
-            volatile: list.take_switch("volatile")?.map(Switch),
+            range: list.take_text("range"),
+            lie: list.take_text("lie"),
             at: list.take("at")?,
             bus: list.take_text("bus"),
             dimms: list.take_text("dimms").map(CountOrNames::Text),
@@ -396,6 +407,28 @@ impl Pmem {
             })?,
         };
         let ars = Ars::from_keys(name, keys.ars, keys.ars_records, keys.clear_unit)?;
+        let range = match keys.range.as_deref() {
+            None => RangeKind::default(),
+            Some(text) => RangeKind::from_name(text).ok_or_else(|| {
+                ConfigError::invalid(
+                    name("range"),
+                    text,
+                    "there is no such kind",
+                    format_args!("give one of {}", RangeKind::names()),
+                )
+            })?,
+        };
+        let lie = match keys.lie.as_deref() {
+            None => None,
+            Some(text) => Some(Lie::from_name(text).ok_or_else(|| {
+                ConfigError::invalid(
+                    name("lie"),
+                    text,
+                    "there is no such lie",
+                    format_args!("give one of {}", Lie::ALL.map(Lie::name).join(", ")),
+                )
+            })?),
+        };
         let full_line_store = match keys.full_line_store.as_deref() {
             None => FullLineStore::default(),
             Some(text) => FullLineStore::from_name(text).ok_or_else(|| {
@@ -423,7 +456,8 @@ impl Pmem {
             channel,
             node: keys.node,
             readonly,
-            volatile: keys.volatile.is_some_and(|switch| switch.0),
+            range,
+            lie,
             at: keys.at,
             bus: keys.bus,
             dimms,
@@ -459,7 +493,8 @@ impl From<Pmem> for PmemKeys {
             channel: pmem.channel.map(|channel| channel.name().to_owned()),
             node: pmem.node,
             readonly: pmem.readonly.then_some(Switch(true)),
-            volatile: pmem.volatile.then_some(Switch(true)),
+            range: (pmem.range != RangeKind::default()).then(|| pmem.range.name().to_owned()),
+            lie: pmem.lie.map(|lie| lie.name().to_owned()),
             at: pmem.at,
             bus: pmem.bus,
             dimms: (pmem.dimms != Dimms::default()).then(|| match pmem.dimms {

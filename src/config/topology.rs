@@ -2,12 +2,49 @@
 
 use std::collections::BTreeMap;
 
+use aconite_acpi::RangeType;
 use aconite_acpi::layout::MAX_DIMMS;
 
 use super::error::ConfigError;
 use super::validate::GRAIN;
 use super::{Dimms, Labels, Machine, Pmem, PmemSource, StateFlags};
 use crate::units::{MIB, Size};
+
+/// What firmware says a device's range is, and the word for it in options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeKind(pub RangeType);
+
+const KINDS: [(&str, RangeType); 6] = [
+    ("pmem", RangeType::Persistent),
+    ("volatile", RangeType::Volatile),
+    ("vdisk", RangeType::VolatileDisk),
+    ("vcd", RangeType::VolatileCd),
+    ("pdisk", RangeType::PersistentDisk),
+    ("pcd", RangeType::PersistentCd),
+];
+
+impl Default for RangeKind {
+    fn default() -> Self {
+        Self(RangeType::Persistent)
+    }
+}
+
+impl RangeKind {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        KINDS.iter().find(|(_, kind)| *kind == self.0).map_or("", |(name, _)| name)
+    }
+
+    /// The kind with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| Self(*kind))
+    }
+
+    /// All names.
+    pub fn names() -> String {
+        KINDS.map(|(name, _)| name).join(", ")
+    }
+}
 
 /// The largest interleave set.
 const MAX_WAYS: u32 = 16;
@@ -96,8 +133,8 @@ fn validate_bus(members: &[&Pmem]) -> Result<(), ConfigError> {
 /// Refuses an interleave set that there cannot be.
 pub(super) fn validate_set(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
     let count = pmem.dimms.count();
-    if pmem.volatile {
-        validate_volatile(option, pmem)?;
+    if pmem.range != RangeKind::default() {
+        validate_without_dimm(option, pmem)?;
     }
     if !(1..=MAX_WAYS).contains(&count) {
         return Err(ConfigError::invalid(
@@ -146,27 +183,27 @@ pub(super) fn validate_set(option: &str, pmem: &Pmem) -> Result<(), ConfigError>
     Ok(())
 }
 
-/// Refuses what a volatile range cannot have: Linux makes no region of one whose DIMMs are named.
-fn validate_volatile(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
+/// Refuses what a range cannot have that is not persistent memory: Linux makes no region of a volatile one whose DIMMs
+/// are named, and has no use for those of disks.
+fn validate_without_dimm(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
+    let kind = pmem.range.name();
     let refused = |key: &str, value: &dyn std::fmt::Display, problem: &str| {
         Err(ConfigError::invalid(
             format_args!("{option}: {key}"),
             value,
             problem,
-            format_args!("leave {key}= or volatile=on out"),
+            format_args!("leave {key}= or range={kind} out"),
         ))
     };
-    if let PmemSource::File { path, .. } = &pmem.source {
+    if let PmemSource::File { path, .. } = &pmem.source
+        && pmem.range.0.is_volatile()
+    {
         return refused("file", &path.display(), "what is in a volatile range does not outlive the machine");
     }
+    let no_dimm = "firmware names no DIMM behind a range of this kind";
     if pmem.dimms != Dimms::default() {
-        return refused(
-            "dimms",
-            &pmem.dimms,
-            "firmware does not say which DIMMs are behind a volatile range",
-        );
+        return refused("dimms", &pmem.dimms, no_dimm);
     }
-    let no_dimm = "a volatile range has no DIMM that could have it";
     if pmem.labels != Labels::default() {
         return refused("labels", &"", no_dimm);
     }
@@ -174,7 +211,11 @@ fn validate_volatile(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
         return refused("flags", &pmem.flags, no_dimm);
     }
     if pmem.readonly {
-        return refused("readonly", &"on", "it would hold nothing");
+        return refused(
+            "readonly",
+            &"on",
+            "it is a DIMM's flag that makes Linux only read, and there is none",
+        );
     }
     Ok(())
 }
@@ -207,7 +248,10 @@ mod tests {
     }
 
     fn mistake(pmem: &[&str]) -> String {
-        machine(pmem).validate().unwrap_err().to_string()
+        match pmem.iter().try_for_each(|text| Pmem::parse("--pmem p0", text).map(drop)) {
+            Err(error) => error.to_string(),
+            Ok(()) => machine(pmem).validate().unwrap_err().to_string(),
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use aconite_acpi::{NvdimmUnit, RangeType};
+use aconite_acpi::NvdimmUnit;
 use aconite_devices::nvdimm::{self, Dimm, Interleave, Unit, UnitConfig};
 use thiserror::Error;
 
@@ -140,7 +140,7 @@ impl MemoryDevices {
             firmware.ranges.iter().zip(members).map(|(range, (arrival, prepared))| nvdimm::UnitRange {
                 base: range.range.base,
                 size: range.range.size,
-                volatile: range.kind == RangeType::Volatile,
+                volatile: range.kind.is_volatile(),
                 interleave: Interleave {
                     line: range.line.into(),
                     shares: range

@@ -43,10 +43,12 @@ pub struct Owner {
 impl Topology {
     /// The topology of unit `unit` with these devices.
     pub fn of(unit: u32, members: &[Member<'_>]) -> Self {
-        let firmware = NvdimmUnit { unit, ranges: Vec::new(), dimms: Vec::new() };
+        let lie = members.iter().find_map(|member| member.pmem.lie);
+        let firmware = NvdimmUnit { unit, ranges: Vec::new(), dimms: Vec::new(), lie };
         let mut topology = Self { firmware, members: Vec::new(), owners: Vec::new() };
         for (place, member) in members.iter().enumerate() {
-            let dimms = if member.pmem.volatile { Vec::new() } else { topology.dimms_of(place, member.pmem) };
+            let dimms =
+                if has_dimms(member.pmem) { topology.dimms_of(place, member.pmem) } else { Vec::new() };
             let shares = topology.share(member.size, &dimms);
             if !member.pmem.flags.0.contains(DimmFlags::MAP_FAILED) {
                 topology.members.push(place);
@@ -94,12 +96,16 @@ impl Topology {
     }
 }
 
+fn has_dimms(pmem: &Pmem) -> bool {
+    pmem.range.0 == RangeType::Persistent
+}
+
 fn range(member: &Member<'_>, shares: Vec<Share>) -> UnitRange {
     let line = member.pmem.interleave.unwrap_or(INTERLEAVE);
     UnitRange {
         range: AddressRange { base: member.window.range.start, size: member.size },
         proximity: member.window.node,
-        kind: if member.pmem.volatile { RangeType::Volatile } else { RangeType::Persistent },
+        kind: member.pmem.range.0,
         // At most a mebibyte.
         line: line.bytes() as u32,
         shares,
@@ -176,7 +182,7 @@ mod tests {
     fn volatile_ranges_have_no_dimm_and_unmapped_dimms_no_range() {
         let bus = topology(&[
             "size=64M,id=p0,bus=b,flags=map_fail",
-            "size=64M,id=p1,bus=b,volatile=on",
+            "size=64M,id=p1,bus=b,range=volatile",
             "size=64M,id=p2,bus=b",
         ]);
         assert_eq!(bus.members, [1, 2]);

@@ -20,6 +20,7 @@ mod host_poison;
 mod hostile;
 mod input;
 mod kmem;
+mod lies;
 mod mapped;
 mod matrix;
 mod mce;

@@ -105,11 +105,11 @@ const _: () = assert!(size_of::<FlushHintBytes>() == 24);
 const _: () = assert!(size_of::<CapabilitiesBytes>() == 16);
 const _: () = assert!(FLUSH_BASE.is_multiple_of(8));
 
-const TYPE_SPA_RANGE: u16 = 0;
-const TYPE_REGION_MAP: u16 = 1;
+pub(super) const TYPE_SPA_RANGE: u16 = 0;
+pub(super) const TYPE_REGION_MAP: u16 = 1;
 const TYPE_INTERLEAVE: u16 = 2;
-const TYPE_CONTROL_REGION: u16 = 4;
-const TYPE_FLUSH_HINT: u16 = 6;
+pub(super) const TYPE_CONTROL_REGION: u16 = 4;
+pub(super) const TYPE_FLUSH_HINT: u16 = 6;
 const TYPE_CAPABILITIES: u16 = 7;
 
 /// SPA range flags: the proximity domain is valid.
@@ -150,8 +150,10 @@ impl FitBuilder {
             base: U64::new(spa.range.base),
             size: U64::new(spa.range.size),
             attributes: U64::new(match spa.kind {
-                RangeType::Volatile => WRITE_BACK,
-                RangeType::Persistent => WRITE_BACK | NON_VOLATILE,
+                RangeType::Volatile | RangeType::VolatileDisk | RangeType::VolatileCd => WRITE_BACK,
+                RangeType::Persistent | RangeType::PersistentDisk | RangeType::PersistentCd => {
+                    WRITE_BACK | NON_VOLATILE
+                }
             }),
         };
         self.bytes.extend_from_slice(entry.as_bytes());

@@ -6,9 +6,11 @@
 //! drivers/acpi/nfit/core.c). So the static table is there on every machine with slots, empty if they are.
 
 mod builder;
+mod lie;
 mod unit;
 
 pub use self::builder::FitBuilder;
+pub use self::lie::Lie;
 pub use self::unit::{NvdimmUnit, Share, UnitDimm, UnitRange};
 use crate::{AddressRange, Table};
 
@@ -19,6 +21,14 @@ pub enum RangeType {
     Volatile,
     /// Byte-addressable persistent memory, 66f0d379-b4f3-4074-ac43-0d3318b78cdb.
     Persistent,
+    /// A disk in volatile memory, 77ab535a-45fc-624b-5560-f7b281d1f96e.
+    VolatileDisk,
+    /// A CD image in volatile memory, 3d5abd30-4175-87ce-6d64-d2ade523c4bb.
+    VolatileCd,
+    /// A disk in persistent memory, 5cea02c9-4d07-69d3-269f-4496fbe096f9.
+    PersistentDisk,
+    /// A CD image in persistent memory, 08018188-42cd-bb48-100f-5387d53ded3d.
+    PersistentCd,
 }
 
 impl RangeType {
@@ -27,7 +37,16 @@ impl RangeType {
         match self {
             Self::Volatile => *b"\x4f\x94\x05\x73\xda\xfd\xe3\x44\xb1\x6c\x3f\x22\xd2\x52\xe5\xd0",
             Self::Persistent => *b"\x79\xd3\xf0\x66\xf3\xb4\x74\x40\xac\x43\x0d\x33\x18\xb7\x8c\xdb",
+            Self::VolatileDisk => *b"\x5a\x53\xab\x77\xfc\x45\x4b\x62\x55\x60\xf7\xb2\x81\xd1\xf9\x6e",
+            Self::VolatileCd => *b"\x30\xbd\x5a\x3d\x75\x41\xce\x87\x6d\x64\xd2\xad\xe5\x23\xc4\xbb",
+            Self::PersistentDisk => *b"\xc9\x02\xea\x5c\x07\x4d\xd3\x69\x26\x9f\x44\x96\xfb\xe0\x96\xf9",
+            Self::PersistentCd => *b"\x88\x81\x01\x08\xcd\x42\x48\xbb\x10\x0f\x53\x87\xd5\x3d\xed\x3d",
         }
+    }
+
+    /// Whether what is in the range outlives power.
+    pub const fn is_volatile(self) -> bool {
+        matches!(self, Self::Volatile | Self::VolatileDisk | Self::VolatileCd)
     }
 }
 
@@ -151,14 +170,17 @@ pub(crate) fn nfit<'a>(units: impl Iterator<Item = &'a NvdimmUnit>, persistence:
     let mut units = units.peekable();
     let mut builder = FitBuilder::new();
     let empty = units.peek().is_none();
+    let mut honest = true;
     for unit in units {
+        honest &= unit.lie != Some(Lie::Checksum);
         builder = builder.unit(unit);
     }
     if !empty {
         builder = builder.capabilities(persistence);
     }
     // 4 reserved bytes, then the sub-tables.
-    Table::new(*b"NFIT", 1, &[&[0; 4], builder.finish().as_slice()].concat())
+    let table = Table::new(*b"NFIT", 1, &[&[0; 4], builder.finish().as_slice()].concat());
+    if honest { table } else { table.with_wrong_checksum() }
 }
 
 #[cfg(test)]

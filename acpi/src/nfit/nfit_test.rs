@@ -79,6 +79,31 @@ fn static_table_without_units_is_a_bare_header() {
 }
 
 #[test]
+fn a_wrong_checksum_is_that_of_the_static_table() {
+    let table =
+        nfit([&NvdimmUnit { lie: Some(Lie::Checksum), ..unit(0) }].into_iter(), Persistence::CpuCache);
+    assert_ne!(checksum(table.bytes()), 0);
+}
+
+/// ToUUID of each type's GUID as the specification writes it.
+#[test]
+fn guids_are_in_the_byte_order_of_touuid() {
+    for (kind, text) in [
+        (RangeType::Volatile, "7305944f-fdda-44e3-b16c-3f22d252e5d0"),
+        (RangeType::Persistent, "66f0d379-b4f3-4074-ac43-0d3318b78cdb"),
+        (RangeType::VolatileDisk, "77ab535a-45fc-624b-5560-f7b281d1f96e"),
+        (RangeType::VolatileCd, "3d5abd30-4175-87ce-6d64-d2ade523c4bb"),
+        (RangeType::PersistentDisk, "5cea02c9-4d07-69d3-269f-4496fbe096f9"),
+        (RangeType::PersistentCd, "08018188-42cd-bb48-100f-5387d53ded3d"),
+    ] {
+        let digits: String = text.chars().filter(|c| *c != '-').collect();
+        let byte = |at: usize| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap();
+        let order = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
+        assert_eq!(kind.guid(), order.map(byte), "{text}");
+    }
+}
+
+#[test]
 fn static_table_has_one_capabilities_sub_table() {
     let units = [unit(0), unit(1)];
     let table = nfit(units.iter(), Persistence::CpuCache);
@@ -112,6 +137,7 @@ fn several() -> NvdimmUnit {
             range(2, RangeType::Volatile, 4096, &[]),
         ],
         dimms: vec![dimm(0, 0x500_0000), dimm(1, 0x500_0000), dimm(2, 0x200_0000), dimm(3, 0x100_0000)],
+        lie: None,
     }
 }
 

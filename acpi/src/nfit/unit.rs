@@ -1,6 +1,8 @@
 //! What one NVDIMM root device has: DIMMs, and the address ranges that they provide.
 
-use super::{ControlRegion, DimmFlags, FitBuilder, Interleave, Persistence, RangeType, RegionMap, SpaRange};
+use super::{
+    ControlRegion, DimmFlags, FitBuilder, Interleave, Lie, Persistence, RangeType, RegionMap, SpaRange,
+};
 use crate::AddressRange;
 use crate::layout::{FLUSH_HINT_STEP, flush_base};
 use crate::platform::device_handle;
@@ -14,6 +16,8 @@ pub struct NvdimmUnit {
     pub ranges: Vec<UnitRange>,
     /// The DIMMs, at most [`crate::layout::MAX_DIMMS`]. The place in this list is the DIMM's number in the unit.
     pub dimms: Vec<UnitDimm>,
+    /// What `_FIT` says that is not so.
+    pub lie: Option<Lie>,
 }
 
 /// A range of addresses and the DIMMs behind it.
@@ -62,7 +66,11 @@ pub(crate) const fn flush_hint(unit: u32, dimm: u32) -> u64 {
 impl NvdimmUnit {
     /// What `_FIT` of the unit's root device returns: NFIT sub-tables without the table's header.
     pub fn fit(&self, persistence: Persistence) -> Vec<u8> {
-        FitBuilder::new().unit(self).capabilities(persistence).finish()
+        let fit = FitBuilder::new().unit(self).capabilities(persistence).finish();
+        match self.lie {
+            Some(lie) => lie.tell(fit),
+            None => fit,
+        }
     }
 
     /// Number of one of the unit's sub-tables among those of all units, above 0; `place` counts those of its kind.

@@ -61,6 +61,7 @@ fn fit_and_unit_name_the_same_dimm_and_range() {
             shares: vec![aconite_acpi::Share { dimm: 0, dimm_address: 0 }],
         }],
         dimms: vec![UnitDimm { serial: 7, flags: DimmFlags::empty(), capacity: SIZE, flush_hint: true }],
+        lie: None,
     };
     let fit = pmem.fit(Persistence::MemoryController);
     let unit = unit_with(&Memory::default(), |config| config.fit = fit);
