@@ -86,6 +86,9 @@ pub struct Description {
     pub pci_proximity: u32,
     /// Slots for NFIT units, at most [`MAX_UNITS`].
     pub units: Vec<UnitSlot>,
+    /// Addresses at which persistent memory is or may arrive that something else than these tables tells of. SRAT has
+    /// their proximity domains.
+    pub arrivals: Vec<MemoryRange>,
     /// How far stores to persistent memory must get to survive a loss of power.
     pub persistence: Persistence,
     /// Whether FADT names the PM timer at [`crate::layout::PM_TIMER_PORT`].
@@ -98,7 +101,8 @@ impl Description {
         let processors = self.processors.iter().map(|processor| processor.proximity);
         let memory = self.memory.iter().map(|memory| memory.proximity);
         let units = self.windows().map(|window| window.proximity);
-        processors.chain(memory).chain(units).max().unwrap_or(0).max(self.pci_proximity) + 1
+        let arrivals = self.arrivals.iter().map(|memory| memory.proximity);
+        processors.chain(memory).chain(units).chain(arrivals).max().unwrap_or(0).max(self.pci_proximity) + 1
     }
 
     /// The windows of all units.
@@ -132,6 +136,7 @@ impl Description {
         let processors = self.processors.iter().map(|processor| processor.proximity);
         let memory = self.memory.iter().map(|memory| memory.proximity);
         let units = self.windows().map(|window| window.proximity);
+        let memory = memory.chain(self.arrivals.iter().map(|memory| memory.proximity));
         match processors.chain(memory).chain(units).chain([self.pci_proximity]).find(|&domain| domain > 255) {
             Some(domain) => Err(Error::ProximityTooLarge(domain)),
             None => Ok(()),
@@ -143,6 +148,10 @@ impl Description {
         for memory in &self.memory {
             memory.range.check("Memory range")?;
             ranges.push(memory.range);
+        }
+        for arrival in &self.arrivals {
+            arrival.range.check("Slot")?;
+            ranges.push(arrival.range);
         }
         for (slot, unit) in self.units.iter().enumerate() {
             if unit.dimms > MAX_DIMMS {

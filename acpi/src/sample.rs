@@ -49,6 +49,7 @@ pub fn sample() -> Description {
         pci_window64: Some(AddressRange { base: 0xC0_0000_0000, size: 0x40_0000_0000 }),
         pci_proximity: 0,
         units: vec![slot(0, Some(unit(0))), slot(1, Some(unit(1))), slot(2, None)],
+        arrivals: Vec::new(),
         persistence: Persistence::MemoryController,
         pm_timer: true,
     }

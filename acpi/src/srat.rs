@@ -88,9 +88,11 @@ pub(crate) fn srat(description: &Description) -> Table {
     for ram in &description.memory {
         body.extend_from_slice(memory(ram.range, ram.proximity, ENABLED).as_bytes());
     }
-    for window in description.windows() {
+    let units = description.windows().map(|window| (window.range, window.proximity));
+    let arrivals = description.arrivals.iter().map(|arrival| (arrival.range, arrival.proximity));
+    for (range, proximity) in units.chain(arrivals) {
         let flags = ENABLED | HOT_PLUGGABLE | NON_VOLATILE;
-        body.extend_from_slice(memory(window.range, window.proximity, flags).as_bytes());
+        body.extend_from_slice(memory(range, proximity, flags).as_bytes());
     }
     Table::new(*b"SRAT", 3, &body)
 }
@@ -127,5 +129,17 @@ mod tests {
         description.processors[0].proximity = 0x0403_0201;
         let bytes = srat(&description).bytes().to_vec();
         assert_eq!((bytes[50], &bytes[57..60]), (1, &[2u8, 3, 4][..]));
+    }
+
+    #[test]
+    fn memory_that_may_arrive_is_hot_pluggable() {
+        let range = AddressRange { base: 0x10_0000_0000, size: 0x4000_0000 };
+        let arrivals = vec![crate::MemoryRange { range, proximity: 9 }];
+        let table = srat(&Description { arrivals, ..sample() });
+        let entry = &table.bytes()[table.bytes().len() - 40..];
+        assert_eq!(entry[..2], [1, 40]);
+        assert_eq!(entry[2..6], 9u32.to_le_bytes());
+        assert_eq!(entry[8..16], range.base.to_le_bytes());
+        assert_eq!(entry[28], 7);
     }
 }

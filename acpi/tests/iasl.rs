@@ -142,6 +142,7 @@ fn small() -> Description {
         pci_window64: None,
         pci_proximity: 0,
         units: Vec::new(),
+        arrivals: Vec::new(),
         persistence: Persistence::Unspecified,
         pm_timer: false,
     }

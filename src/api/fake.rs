@@ -186,6 +186,7 @@ impl Executor for FakeMachine {
                 host: "kvm".to_owned(),
                 agent: true,
                 free_slots: 4,
+                free_ports: 2,
                 monitor: Usage::now(),
                 uptime_ns: self.bus.elapsed_ns(),
             }),

@@ -294,9 +294,9 @@ fn every_mistake_has_its_code_and_words() {
         (
             "POST",
             "/v1/memory",
-            "{\"size\": \"1G\", \"via\": \"virtio\"}",
+            "{\"size\": \"1G\", \"via\": \"e820\"}",
             ErrorCode::NotImplemented,
-            "Wrong pmem via virtio: this is not implemented in this version; give via=nfit or leave it out",
+            "Wrong pmem via e820: this is not implemented in this version; give via=nfit or via=virtio",
         ),
         (
             "POST",

@@ -43,7 +43,8 @@ pub struct MachineArgs {
     #[arg(
         long,
         value_name = "KEY=VALUE,...",
-        help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,channel=container|none][,node=N]\
+        help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,via=nfit|virtio]\
+                [,channel=container|agent|pcie|none][,node=N]\
                 [,readonly=on|off][,range=pmem|volatile|vdisk|vcd|pdisk|pcd][,at=ADDRESS]\
                 [,bus=NAME][,dimms=N|NAME+NAME…][,interleave=SIZE]\
                 [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\

@@ -447,6 +447,11 @@ pub enum Event {
         /// How it ended.
         status: DiskStatus,
     },
+    /// The guest waits for a flush of a device, and the device holds it.
+    FlushHeld {
+        /// The device.
+        device: String,
+    },
     /// A device of the machine met an error of the host or of the guest's driver.
     DeviceError {
         /// The device.

@@ -96,6 +96,8 @@ pub struct MachineInfo {
     pub agent: bool,
     /// Slots that are free for further devices.
     pub free_slots: u32,
+    /// PCI Express ports whose slots take a card now.
+    pub free_ports: u32,
     /// What the monitor holds of its host.
     pub monitor: Usage,
     /// Nanoseconds since the monitor started.

@@ -122,17 +122,36 @@ fn mistakes_name_thing_value_and_remedy() {
             "Wrong --pmem p1: file /x: it is the file of device p0 too; give each device its own file",
         ),
         (
-            "--pmem size=1G,via=virtio",
-            "Wrong --pmem via virtio: this is not implemented in this version; give via=nfit or leave it out",
+            "--pmem size=1G,via=e820",
+            "Wrong --pmem via e820: this is not implemented in this version; give via=nfit or via=virtio",
         ),
-        ("--pmem size=1G,via=usb,id=p3", "Wrong --pmem p3: via usb: there is no such way; give via=nfit"),
         (
-            "--pmem size=1G,channel=pcie",
-            "Wrong --pmem channel pcie: this is not implemented in this version; give channel=container, channel=agent or channel=none",
+            "--pmem size=1G,id=p0,via=virtio,channel=container",
+            "Wrong --pmem p0: channel: a virtio-pmem device goes through its PCI Express port; give channel=pcie, or leave it out",
+        ),
+        (
+            "--pmem size=1G,id=p0,channel=pcie",
+            "Wrong --pmem p0: channel=pcie: an NVDIMM is behind no PCI Express port; give channel=container, channel=agent or via=virtio",
+        ),
+        (
+            "--pmem size=1G,id=p0,via=virtio,labels=init",
+            "Wrong --pmem p0: labels: a virtio-pmem device is on no DIMM, and has no firmware; leave it out, or give via=nfit",
+        ),
+        (
+            "--pmem size=1G,id=p0,via=virtio --slots pcie=30",
+            "Wrong --slots pcie=30 with 1 devices behind ports: a machine has at most 30 PCI Express ports; give --slots pcie=29 or fewer devices",
+        ),
+        (
+            "--pmem size=1G,via=usb,id=p3",
+            "Wrong --pmem p3: via usb: there is no such way; give via=nfit or via=virtio",
+        ),
+        (
+            "--pmem size=1G,channel=bridge",
+            "Wrong --pmem channel bridge: this is not implemented in this version; give channel=container, channel=agent, channel=pcie or channel=none",
         ),
         (
             "--pmem size=1G,channel=door",
-            "Wrong --pmem channel door: there is no such channel; give channel=container, channel=agent or channel=none",
+            "Wrong --pmem channel door: there is no such channel; give channel=container, channel=agent, channel=pcie or channel=none",
         ),
         (
             "--pmem size=1G,id=p0,family=hpe",
@@ -258,7 +277,7 @@ fn mistakes_in_a_machine_file() {
         "Wrong machine file m.toml, line 1 \"1Q\": \"1Q\" is not a size; write a whole number with K, M, G or T \
          (powers of 1024), such as 512M or 1GiB"
     );
-    let error = words("cpus = 1\n[[pmem]]\nsize = \"1G\"\nvia = \"virtio\"\n");
+    let error = words("cpus = 1\n[[pmem]]\nsize = \"1G\"\nvia = \"e820\"\n");
     assert!(
         error.starts_with("Wrong machine file m.toml, line 2 ") && error.contains("not implemented"),
         "{error}"
@@ -529,7 +548,7 @@ proptest! {
 
     #[test]
     fn nearly_right_texts_do_not_panic(
-        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags|ars|ars_records|clear_unit|full_line_store)=(1G|0x10|msft|map_fail|init|p0|on|nfit|,,|none|18446744073709551615T|-1)?,?){0,6}"
+        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags|ars|ars_records|clear_unit|full_line_store)=(1G|0x10|msft|map_fail|init|p0|on|nfit|virtio|pcie|,,|none|18446744073709551615T|-1)?,?){0,6}"
     ) {
         if let Ok(pmem) = Pmem::parse("--pmem", &text) {
             let _ = validate_insert(&pmem, &[]);

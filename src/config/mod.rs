@@ -24,6 +24,7 @@ mod preset;
 mod switch;
 mod topology;
 mod validate;
+mod way;
 
 use std::path::PathBuf;
 
@@ -250,7 +251,8 @@ impl Machine {
 
     /// Devices that are there from the start and sit behind a port.
     fn devices_behind_ports(&self) -> u64 {
-        self.disk.len() as u64
+        let pmem = self.pmem.iter().filter(|pmem| pmem.via == Via::Virtio).count();
+        (self.disk.len() + pmem) as u64
     }
 
     /// Gives every device without an id the first free one of `p0`, `p1`, …, and every disk of `d0`, `d1`, …

@@ -37,6 +37,18 @@ pub enum Via {
     /// An NVDIMM described by an NFIT, under its own ACPI0012 root.
     #[default]
     Nfit,
+    /// A virtio-pmem device behind a PCI Express port.
+    Virtio,
+}
+
+impl Via {
+    /// The word for it in options, the API and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nfit => "nfit",
+            Self::Virtio => "virtio",
+        }
+    }
 }
 
 /// How the device can be removed.
@@ -47,6 +59,8 @@ pub enum Channel {
     Container,
     /// By the agent, which unbinds the driver in the guest.
     Agent,
+    /// Through the PCI Express port that it is behind: button, power, link.
+    Pcie,
     /// Not at all.
     None,
 }
@@ -57,6 +71,7 @@ impl Channel {
         match self {
             Self::Container => "container",
             Self::Agent => "agent",
+            Self::Pcie => "pcie",
             Self::None => "none",
         }
     }
@@ -159,10 +174,11 @@ pub struct PmemKeys {
     /// Size of the device. Without a file its bytes live until the machine quits; a missing file is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     size: Option<Size>,
-    /// How the guest is told of it: "nfit", the default.
+    /// How the guest is told of it: "nfit", the default, or "virtio" (virtio-pmem behind a PCI Express port).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     via: Option<String>,
-    /// How it can be removed: "container" or "none". Default: what the guest's kernel can do.
+    /// How it can be removed: "container", "agent" or "none" with via "nfit", "pcie" or "none" with via "virtio".
+    /// Default: what the guest's kernel can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     channel: Option<String>,
     /// Proximity domain. Default: one of its own.
@@ -345,15 +361,16 @@ impl Pmem {
         };
         let via = match keys.via.as_deref() {
             None | Some("nfit") => Via::Nfit,
-            Some(via @ ("virtio" | "e820")) => {
-                return Err(ConfigError::not_implemented(name("via"), via, "give via=nfit or leave it out"));
+            Some("virtio") => Via::Virtio,
+            Some(via @ "e820") => {
+                return Err(ConfigError::not_implemented(name("via"), via, "give via=nfit or via=virtio"));
             }
             Some(other) => {
                 return Err(ConfigError::invalid(
                     name("via"),
                     other,
                     "there is no such way",
-                    "give via=nfit",
+                    "give via=nfit or via=virtio",
                 ));
             }
         };
@@ -361,12 +378,13 @@ impl Pmem {
             None => None,
             Some("container") => Some(Channel::Container),
             Some("agent") => Some(Channel::Agent),
+            Some("pcie") => Some(Channel::Pcie),
             Some("none") => Some(Channel::None),
-            Some(channel @ ("pcie" | "bridge")) => {
+            Some(channel @ "bridge") => {
                 return Err(ConfigError::not_implemented(
                     name("channel"),
                     channel,
-                    "give channel=container, channel=agent or channel=none",
+                    "give channel=container, channel=agent, channel=pcie or channel=none",
                 ));
             }
             Some(other) => {
@@ -374,7 +392,7 @@ impl Pmem {
                     name("channel"),
                     other,
                     "there is no such channel",
-                    "give channel=container, channel=agent or channel=none",
+                    "give channel=container, channel=agent, channel=pcie or channel=none",
                 ));
             }
         };
@@ -489,7 +507,7 @@ impl From<Pmem> for PmemKeys {
             id: (!pmem.id.is_empty()).then_some(pmem.id),
             file,
             size,
-            via: None,
+            via: (pmem.via != Via::default()).then(|| pmem.via.name().to_owned()),
             channel: pmem.channel.map(|channel| channel.name().to_owned()),
             node: pmem.node,
             readonly: pmem.readonly.then_some(Switch(true)),

@@ -1,13 +1,13 @@
 //! What is behind devices, and with whom they share it: buses, DIMMs, interleave sets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aconite_acpi::RangeType;
 use aconite_acpi::layout::MAX_DIMMS;
 
 use super::error::ConfigError;
 use super::validate::GRAIN;
-use super::{Dimms, Labels, Machine, Pmem, PmemSource, StateFlags};
+use super::{Dimms, Labels, Machine, Pmem, PmemSource, StateFlags, Via};
 use crate::units::{MIB, Size};
 
 /// What firmware says a device's range is, and the word for it in options.
@@ -52,18 +52,34 @@ const MAX_WAYS: u32 = 16;
 const LINES: std::ops::RangeInclusive<u64> = 64..=MIB;
 
 impl Machine {
-    /// Number of the NFIT unit of each device: the devices of a bus are one unit.
+    /// Number of the unit of each device. NFIT units come first, those of free slots included: the devices of a bus are
+    /// one. Devices behind ports follow, each a unit of its own.
     pub fn units(&self) -> Vec<u32> {
         let mut buses = BTreeMap::new();
-        let mut next = 0..;
-        let mut new = || next.next().unwrap_or(u32::MAX);
+        let mut next = 0u32;
+        let mut behind_ports = self.nfit_units();
         self.pmem
             .iter()
-            .map(|pmem| match &pmem.bus {
-                Some(bus) => *buses.entry(bus).or_insert_with(&mut new),
-                None => new(),
+            .map(|pmem| {
+                let counter = if pmem.via == Via::Nfit { &mut next } else { &mut behind_ports };
+                let mut new = || {
+                    *counter = counter.saturating_add(1);
+                    *counter - 1
+                };
+                match &pmem.bus {
+                    Some(bus) => *buses.entry(bus).or_insert_with(new),
+                    None => new(),
+                }
             })
             .collect()
+    }
+
+    /// The number of NFIT units: those of the devices, and the free ones.
+    pub fn nfit_units(&self) -> u32 {
+        let devices = self.pmem.iter().filter(|pmem| pmem.via == Via::Nfit);
+        let buses: BTreeSet<_> = devices.clone().filter_map(|pmem| pmem.bus.as_ref()).collect();
+        let alone = devices.filter(|pmem| pmem.bus.is_none()).count();
+        self.slots.nfit.saturating_add((buses.len() + alone) as u32)
     }
 
     /// Refuses what the devices of a bus cannot be together.
@@ -80,7 +96,7 @@ impl Machine {
             }
         }
         let units = self.units();
-        for unit in 0..=units.iter().copied().max().unwrap_or(0) {
+        for unit in units.iter().copied().collect::<BTreeSet<_>>() {
             let members: Vec<_> =
                 self.pmem.iter().zip(&units).filter(|(_, of)| **of == unit).map(|(pmem, _)| pmem).collect();
             validate_bus(&members)?;

@@ -10,6 +10,7 @@ use aconite_acpi::layout::MAX_DIMMS;
 
 use super::error::{ConfigError, Warning};
 use super::topology::validate_set;
+use super::way::validate_way;
 use super::{Machine, Place, Pmem, PmemSource};
 use crate::units::{Address, MIB, Size};
 
@@ -176,9 +177,9 @@ impl Machine {
     }
 
     fn validate_slots(&self) -> Result<(), ConfigError> {
-        let own = self.units().iter().max().map_or(0, |last| last + 1);
-        let units = u64::from(own) + u64::from(self.slots.nfit);
-        if units > u64::from(MAX_UNITS) {
+        let units = self.nfit_units();
+        let own = units - self.slots.nfit;
+        if units > MAX_UNITS {
             return Err(ConfigError::invalid(
                 "--slots",
                 format_args!("nfit={} with {} devices", self.slots.nfit, self.pmem.len()),
@@ -286,6 +287,7 @@ fn validate_device(option: &str, pmem: &Pmem, warnings: &mut Vec<Warning>) -> Re
             validate_id("--pmem", key, example, name)?;
         }
     }
+    validate_way(option, pmem)?;
     validate_set(option, pmem)?;
     if let PmemSource::Memory(size) | PmemSource::File { size: Some(size), .. } = &pmem.source {
         check_size(option, *size, warnings)?;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aconite_acpi::NvdimmUnit;
+use aconite_devices::bus::lock;
 use aconite_devices::nvdimm::{self, Dimm, Interleave, Unit, UnitConfig};
 use thiserror::Error;
 
@@ -12,10 +13,12 @@ use super::build::monotonic_clock;
 use super::dimm::{self, Kept};
 use super::media::RegionMedia;
 use super::memory::{Device, MemoryDevices, MemoryError, PERSISTENCE};
+use super::pcie::Card;
 use super::poison::guard_room;
 use super::topology::{Member, Owner, Topology};
+use super::virtio_pmem::{self, Function};
 use crate::command::MemoryState;
-use crate::config::{Ars, CheckedPmem, Pmem, PmemSource};
+use crate::config::{Ars, CheckedPmem, Pmem, PmemSource, Via};
 use crate::kvm::Slot;
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{Backing, PoisonPolicy, Region, RegionKind};
@@ -30,6 +33,15 @@ pub struct Arrival<'a> {
     pub checked: CheckedPmem,
     /// Its window. Those of devices that arrive together belong to one unit.
     pub window: usize,
+}
+
+/// When devices arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Before the guest starts.
+    AtStart,
+    /// While the guest runs.
+    Later,
 }
 
 /// A device could not be added, nor those that were to arrive with it.
@@ -49,9 +61,64 @@ struct Prepared {
 }
 
 impl MemoryDevices {
-    /// Puts the devices of unit `unit` into their windows, and returns the firmware's description of it. After an error
-    /// none of them is there.
-    pub fn add(&mut self, unit: usize, arrivals: &[Arrival<'_>]) -> Result<NvdimmUnit, NotAdded> {
+    /// Puts the devices of unit `unit` into their windows, and returns the firmware's description of it, if it has one.
+    /// After an error none of them is there.
+    pub fn add(
+        &mut self,
+        unit: usize,
+        arrivals: &[Arrival<'_>],
+        when: When,
+    ) -> Result<Option<NvdimmUnit>, NotAdded> {
+        match arrivals {
+            [] => Ok(None),
+            [card] if card.pmem.via == Via::Virtio => self.add_card(unit, card, when).map(|()| None),
+            arrivals => self.add_unit(unit, arrivals).map(Some),
+        }
+    }
+
+    /// Puts a card behind a port.
+    fn add_card(&mut self, unit: usize, arrival: &Arrival<'_>, when: When) -> Result<(), NotAdded> {
+        let prepared = self.prepare(arrival).map_err(|source| not_added(arrival, source))?;
+        let slots = self.map(std::slice::from_ref(arrival), std::slice::from_ref(&prepared))?;
+        let function = match self.plug_card(&prepared.region, when) {
+            Ok(function) => function,
+            Err(error) => {
+                drop(slots);
+                self.space.remove(prepared.region.gpa());
+                return Err(not_added(arrival, error));
+            }
+        };
+        let channel = arrival.pmem.channel.unwrap_or(self.default_channel(Via::Virtio));
+        self.devices.extend(slots.into_iter().map(|slot| Device {
+            id: arrival.pmem.id.clone(),
+            pmem: arrival.pmem.clone(),
+            unit,
+            window: arrival.window,
+            state: MemoryState::Present,
+            region: prepared.region.clone(),
+            dimms: Vec::new(),
+            card: Some(function.clone()),
+            _slot: slot,
+            channel,
+            left_by: None,
+        }));
+        Ok(())
+    }
+
+    /// Puts the device of a region into a free slot.
+    fn plug_card(&self, region: &Arc<Region>, when: When) -> Result<Function, MemoryError> {
+        let mut pcie = lock(&self.pcie);
+        let name = pcie.name_card();
+        let function = virtio_pmem::function(&self.cards, region, name)?;
+        let card = Card::virtio(region.name(), name, function.0.clone());
+        match when {
+            When::AtStart => pcie.install(card)?,
+            When::Later => pcie.insert(card)?,
+        }
+        Ok(function)
+    }
+
+    fn add_unit(&mut self, unit: usize, arrivals: &[Arrival<'_>]) -> Result<NvdimmUnit, NotAdded> {
         let mut prepared = Vec::new();
         for arrival in arrivals {
             prepared.push(self.prepare(arrival).map_err(|source| not_added(arrival, source))?);
@@ -88,8 +155,9 @@ impl MemoryDevices {
                 state: MemoryState::Present,
                 region: prepared.region,
                 dimms: topology.owners.iter().zip(&dimms).filter(its).map(|(_, dimm)| dimm.clone()).collect(),
+                card: None,
                 _slot: slot,
-                channel: arrival.pmem.channel.unwrap_or(self.default_channel()),
+                channel: arrival.pmem.channel.unwrap_or(self.default_channel(Via::Nfit)),
                 left_by: None,
             });
         }

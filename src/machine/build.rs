@@ -30,7 +30,7 @@ use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryError};
 
-use super::arrival::{Arrival, NotAdded};
+use super::arrival::{Arrival, NotAdded, When};
 use super::bad_ram::{self, BadRamError};
 use super::boot_errors::{BootErrors, BootErrorsError};
 use super::console::ConsoleSink;
@@ -44,7 +44,7 @@ use super::records;
 use super::topology::{Member, Topology};
 use crate::boot::{self, BootError, Image};
 use crate::command::EventBus;
-use crate::config::{self, CheckedPmem, ConfigError, Place};
+use crate::config::{self, CheckedPmem, ConfigError, Place, Via};
 use crate::fault::{Injector, StaleLog, Traps};
 use crate::host::probe;
 use crate::kvm::{Baton, ExitCounts, KvmError, Slot, Vcpu, VcpuView, Vm};
@@ -156,7 +156,7 @@ pub struct Plan {
     pub ram: Vec<Range<u64>>,
     /// Places of memory devices, then the free ones.
     pub windows: Vec<Window>,
-    /// DIMMs that each unit has room for.
+    /// DIMMs that each NFIT unit has room for.
     pub dimms: Vec<u32>,
     /// The 64-bit PCI window.
     pub pci64: Range<u64>,
@@ -182,33 +182,46 @@ impl Plan {
             })
             .collect();
         let free = UnitRequest { size: config.slots.size.bytes(), at: None };
-        requests.extend((0..config.slots.nfit).map(|_| free));
+        let slots = config.slots;
+        requests.extend((0..slots.nfit + slots.pcie).map(|_| free));
         let layout = Layout::plan(config.memory.bytes(), &requests, address_bits)?;
         let chosen = config.pmem.iter().map(|device| device.node);
         let mut next = 1 + chosen.clone().flatten().max().unwrap_or(SYSTEM_NODE);
         let mut nodes: Vec<_> = chosen.collect();
         nodes.resize(requests.len(), None);
         let mut units = config.units();
-        let first_free = units.iter().max().map_or(0, |last| last + 1);
-        units.extend(first_free..first_free + config.slots.nfit);
+        let nfit = config.nfit_units();
+        units.extend(nfit - slots.nfit..nfit);
+        let behind_ports = config.ports() - slots.pcie;
+        units.extend(nfit + behind_ports..nfit + config.ports());
+        // Ports may be for anything: what memory may come behind the free ones shares a domain.
+        let first_free_port = requests.len() - slots.pcie as usize;
+        let mut of_free_ports = None;
         let windows: Vec<_> = layout
             .units
             .into_iter()
             .zip(nodes)
             .zip(units)
-            .map(|((range, node), unit)| Window {
-                range,
-                node: node.unwrap_or_else(|| {
+            .enumerate()
+            .map(|(index, ((range, node), unit))| {
+                let mut new = || {
                     next += 1;
                     next - 1
-                }),
-                unit: unit as usize,
+                };
+                let node = match node {
+                    Some(node) => node,
+                    None if index >= first_free_port => *of_free_ports.get_or_insert_with(new),
+                    None => new(),
+                };
+                let via = if unit < nfit { Via::Nfit } else { Via::Virtio };
+                Window { range, node, unit: unit as usize, via }
             })
             .collect();
         let mut plan = Self { ram: layout.ram, windows, dimms: Vec::new(), pci64: layout.pci64 };
         plan.dimms = plan
             .arrivals(config, pmem)
             .iter()
+            .take(nfit as usize)
             .map(|arrivals| {
                 let dimms = plan.topology(arrivals).map_or(0, |topology| topology.firmware.dimms.len());
                 config.slots.dimms.max(dimms as u32)
@@ -271,6 +284,12 @@ impl Plan {
                     occupant,
                 })
                 .collect(),
+            arrivals: self
+                .windows
+                .iter()
+                .filter(|window| window.via == Via::Virtio)
+                .map(|window| MemoryRange { range: range(&window.range), proximity: window.node })
+                .collect(),
             persistence: memory.persistence,
             pm_timer: config.cpu.pm_timer,
         }
@@ -280,7 +299,7 @@ impl Plan {
 /// What the firmware tables say of memory devices.
 #[derive(Clone, Debug)]
 pub struct MemoryPlan {
-    /// What is in each unit at boot.
+    /// What is in each NFIT unit at boot.
     pub occupants: Vec<Option<NvdimmUnit>>,
     /// How far stores must get.
     pub persistence: aconite_acpi::Persistence,
@@ -336,6 +355,7 @@ pub fn tables(config: &config::Machine, pmem: &[CheckedPmem]) -> Result<Tables, 
     let occupants = plan
         .arrivals(config, pmem)
         .iter()
+        .take(plan.dimms.len())
         .map(|arrivals| plan.topology(arrivals).map(|topology| topology.firmware))
         .collect();
     let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
@@ -376,6 +396,12 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let baton = Baton::new(config.cpus as usize);
     let units = Arc::new(UnitTable::new());
     let stale = Arc::new(StaleLog::default());
+    let dma = Dma::new(space.dma(), Arc::new(DevicePoison::new(space.clone(), spec.events.clone())));
+    let erst = records::store(dma.named("erst"), spec.state.as_ref())?;
+    let boot_errors = Arc::new(BootErrors::show(spec.state.clone(), &dma.named("bert"))?);
+    let mut wired = Devices::new(&vm, config, &plan, dma.clone(), units.clone(), spec.console)?;
+    wired.mmio.insert("erst", fixed::ERST_REGISTERS, Erst::SIZE, Arc::new(Mutex::new(erst)))?;
+
     let mut devices = MemoryDevices::new(Parts {
         vm: vm.clone(),
         space: space.clone(),
@@ -385,18 +411,18 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         stale: stale.clone(),
         windows: plan.windows.clone(),
         dimms_of_unit: plan.dimms.clone(),
+        pcie: wired.pcie.clone(),
+        dma: dma.clone(),
         kernel: spec.kernel_release,
     });
     let mut occupants = Vec::new();
     for (unit, arrivals) in plan.arrivals(config, spec.pmem).iter().enumerate() {
-        occupants.push(if arrivals.is_empty() { None } else { Some(devices.add(unit, arrivals)?) });
+        let firmware = devices.add(unit, arrivals, When::AtStart)?;
+        if unit < plan.dimms.len() {
+            occupants.push(firmware);
+        }
     }
 
-    let dma = Dma::new(space.dma(), Arc::new(DevicePoison::new(space.clone(), spec.events.clone())));
-    let erst = records::store(dma.named("erst"), spec.state.as_ref())?;
-    let boot_errors = Arc::new(BootErrors::show(spec.state.clone(), &dma.named("bert"))?);
-    let mut wired = Devices::new(&vm, config, &plan, dma.clone(), units, spec.console)?;
-    wired.mmio.insert("erst", fixed::ERST_REGISTERS, Erst::SIZE, Arc::new(Mutex::new(erst)))?;
     let around = Surroundings {
         dma,
         msi: vm.msi(),

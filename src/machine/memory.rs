@@ -11,13 +11,17 @@ use std::sync::{Arc, Mutex};
 use aconite_acpi::Persistence;
 use aconite_acpi::platform::{EventTarget, FirmwareEvent, notify};
 use aconite_devices::bus::lock;
+use aconite_devices::dma::Dma;
 use aconite_devices::nvdimm::{Dimm, UnitError, UnitTable};
 use aconite_devices::platform::Platform;
+use aconite_devices::virtio::TransportError;
 use thiserror::Error;
 
 use super::dimm::DimmError;
 use super::operations::Operations;
+use super::pcie::{Pcie, PcieError};
 use super::removal::Removal;
+use super::virtio_pmem::{Function, Surroundings};
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
     StaleAnswer, StaleState,
@@ -62,6 +66,12 @@ pub enum MemoryError {
     /// What it keeps beside its data.
     #[error(transparent)]
     SideFile(#[from] SideFileError),
+    /// Its PCI function.
+    #[error(transparent)]
+    Virtio(#[from] TransportError),
+    /// Its slot.
+    #[error(transparent)]
+    Pcie(#[from] PcieError),
 }
 
 /// Where a range of a unit may be.
@@ -73,6 +83,8 @@ pub struct Window {
     pub node: u32,
     /// The unit whose range is there.
     pub unit: usize,
+    /// How the guest is told of what is there.
+    pub via: Via,
 }
 
 /// A device, present or departed.
@@ -91,6 +103,8 @@ pub(super) struct Device {
     pub(super) region: Arc<Region>,
     /// The DIMMs whose state it keeps.
     pub(super) dimms: Vec<Arc<Dimm>>,
+    /// What the guest finds behind a port.
+    pub(super) card: Option<Function>,
     pub(super) _slot: Slot,
     /// How it can be removed.
     pub(super) channel: Channel,
@@ -112,6 +126,8 @@ pub struct MemoryDevices {
     pub(super) windows: Vec<Window>,
     /// DIMMs that each unit has room for.
     pub(super) dimms_of_unit: Vec<u32>,
+    pub(super) pcie: Arc<Mutex<Pcie>>,
+    pub(super) cards: Surroundings,
     kernel: Option<(u32, u32)>,
     pub(super) devices: Vec<Device>,
     /// Memory without a file, kept under the device's id so that a reboot finds it again.
@@ -140,8 +156,12 @@ pub struct Parts {
     pub stale: Arc<StaleLog>,
     /// Places for units.
     pub windows: Vec<Window>,
-    /// DIMMs that each unit has room for.
+    /// DIMMs that each NFIT unit has room for.
     pub dimms_of_unit: Vec<u32>,
+    /// Ports for devices.
+    pub pcie: Arc<Mutex<Pcie>>,
+    /// Guest memory, as devices reach it.
+    pub dma: Dma,
     /// The guest kernel's version, where its image says.
     pub kernel: Option<String>,
 }
@@ -149,7 +169,10 @@ pub struct Parts {
 impl MemoryDevices {
     /// No devices yet.
     pub fn new(parts: Parts) -> Self {
+        let cards = Surroundings { dma: parts.dma, msi: parts.vm.msi(), events: parts.events.clone() };
         Self {
+            pcie: parts.pcie,
+            cards,
             vm: parts.vm,
             space: parts.space,
             units: parts.units,
@@ -167,10 +190,11 @@ impl MemoryDevices {
         }
     }
 
-    /// Windows in which there is no device, or one that has departed.
+    /// Windows of NFIT units in which there is no device, or one that has departed.
     pub fn free_windows(&self) -> usize {
-        let taken = self.devices.iter().filter(|device| device.state != MemoryState::Departed).count();
-        self.windows.len() - taken
+        let there = self.devices.iter().filter(|device| device.state != MemoryState::Departed);
+        let taken = there.filter(|device| device.pmem.via == Via::Nfit).count();
+        self.windows.iter().filter(|window| window.via == Via::Nfit).count() - taken
     }
 
     /// All devices.
@@ -199,6 +223,13 @@ impl MemoryDevices {
     /// Sends a notification to the firmware device that `kind` belongs to.
     pub fn notify(&self, platform: &Mutex<Platform>, id: &str, kind: NotifyKind) -> Result<(), Error> {
         let device = self.present(id)?;
+        if device.pmem.via != Via::Nfit {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                format!("{id} has no firmware that could notify: it is a virtio-pmem device"),
+                "notify an NVDIMM (via=nfit), or raise a machine check",
+            ));
+        }
         let unit = device.unit as u32;
         let target = match kind {
             NotifyKind::Uncorrectable | NotifyKind::Update | NotifyKind::ArsStopped => {
@@ -254,7 +285,7 @@ impl MemoryDevices {
             state: device.state,
             gpa: device.region.gpa().into(),
             size: device.region.len(),
-            via: Via::Nfit,
+            via: device.pmem.via,
             channel: device.channel,
             no_channel_because: (device.channel == Channel::None).then(|| self.no_channel(device).message),
             node: self.windows[device.window].node,
@@ -269,8 +300,9 @@ impl MemoryDevices {
     }
 
     /// The channel of a device that names none.
-    pub(super) fn default_channel(&self) -> Channel {
+    pub(super) fn default_channel(&self, via: Via) -> Channel {
         match self.kernel {
+            _ if via == Via::Virtio => Channel::Pcie,
             Some(version) if version >= FIRST_WITHOUT_CONTAINER => Channel::None,
             _ => Channel::Container,
         }
@@ -285,7 +317,7 @@ impl MemoryDevices {
                     "{} cannot be removed: the nfit driver of the guest's Linux {major}.{minor} does not let go when its container departs (7.0 and newer)",
                     device.id
                 ),
-                "let the agent unbind the driver in the guest (via=agent), or name via=container to do it all the same",
+                "let the agent unbind the driver in the guest (via=agent), or name via=container to do it all the same; a device that begins with via=virtio goes on every kernel",
             ),
             _ => Error::new(
                 ErrorCode::NotSupported,

@@ -21,15 +21,16 @@ mod media;
 mod memory;
 mod operations;
 mod outcome;
-#[expect(dead_code, reason = "the first device behind a port uses the rest")]
 mod pcie;
 mod plug;
 mod poison;
 mod records;
 mod removal;
 mod scrubs;
+mod slot;
 mod tell;
 mod topology;
+mod virtio_pmem;
 
 use std::collections::VecDeque;
 use std::io;
@@ -259,8 +260,12 @@ impl Machine {
             agent: Arc::default(),
         };
         let mailbox = Mailbox::new(sender, wake);
-        let ways =
-            Ways { platform: built.platform.clone(), agent: handle.agent.clone(), mailbox: mailbox.clone() };
+        let ways = Ways {
+            platform: built.platform.clone(),
+            pcie: built.pcie.clone(),
+            agent: handle.agent.clone(),
+            mailbox: mailbox.clone(),
+        };
         Ok(Self {
             built,
             config,
@@ -448,7 +453,7 @@ impl Machine {
                 None
             }
             Effect::Slot { port, change } => {
-                tracing::warn!(?port, ?change, "a slot of no port was changed");
+                self.stopped(|built, ways, held| built.memory.slot_changed(held, ways, port, change));
                 None
             }
             Effect::Notify(event) => {
@@ -560,6 +565,7 @@ impl Machine {
                 host: self.identity.host.clone(),
                 agent: self.agent.is_some(),
                 free_slots: memory.free_windows() as u32,
+                free_ports: lock(&self.built.pcie).free_slots() as u32,
                 monitor: Usage::now(),
                 uptime_ns: self.events.elapsed_ns(),
             })),

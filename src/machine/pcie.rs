@@ -128,11 +128,6 @@ impl Pcie {
         self.ports.iter().filter(|port| port.free()).count()
     }
 
-    /// The number of the slot with the card of `id`, as Linux names it in `/sys/bus/pci/slots`.
-    pub fn slot_of(&self, id: &str) -> Option<usize> {
-        self.ports.iter().position(|port| port.has(id)).map(|index| index + 1)
-    }
-
     /// Puts a card into the first free slot before the guest starts: firmware has given it power.
     ///
     /// # Errors
@@ -145,12 +140,11 @@ impl Pcie {
         Ok(())
     }
 
-    /// Puts a card into a free slot and presses the slot's button, if it has one. Returns the slot's number.
+    /// Puts a card into a free slot and presses the slot's button, if it has one.
     ///
     /// # Errors
     /// [`PcieError::NoPort`].
-    pub fn insert(&mut self, card: Card) -> Result<usize, PcieError> {
-        let id = card.id.clone();
+    pub fn insert(&mut self, card: Card) -> Result<(), PcieError> {
         let port = self.take_port(card)?;
         {
             let mut function = lock(&port.function);
@@ -159,7 +153,7 @@ impl Pcie {
         }
         let device = port.device;
         self.root.refresh(device);
-        Ok(self.slot_of(&id).unwrap_or_default())
+        Ok(())
     }
 
     /// Presses the button of the slot with the card of `id`: the guest is asked to let go of it.
@@ -171,25 +165,24 @@ impl Pcie {
 
     /// Pulls the card of `id`, whatever the guest does with it: its link is down from here on, and with it its
     /// configuration space and its registers. The slot takes another card after [`Self::let_go`].
-    pub fn pull(&mut self, id: &str) -> Option<Card> {
-        let port = self.ports.iter_mut().find(|port| port.has(id))?;
-        let card = port.card.take()?;
+    pub fn pull(&mut self, id: &str) {
+        let Some(port) = self.ports.iter_mut().find(|port| port.has(id)) else { return };
+        let Some(card) = port.card.take() else { return };
         port.leaving = Some(card.id.clone());
         lock(&port.function).set_occupied(false);
         let device = port.device;
         self.root.refresh(device);
         self.root.remove(card.device);
-        Some(card)
     }
 
-    /// The guest has let go of the card of `id`, or has had its time to.
-    pub fn let_go(&mut self, id: &str) {
-        for port in self.ports.iter_mut().filter(|port| port.leaving.as_deref() == Some(id)) {
+    /// The guest has let go of the card that was pulled out of the slot of `port`.
+    pub fn let_go(&mut self, port: DeviceId) {
+        if let Some(port) = self.ports.iter_mut().find(|found| found.device == port) {
             port.leaving = None;
         }
     }
 
-    /// The device that `change` of the slot of `port` is about: the one in it, or the one that was pulled last.
+    /// The device that a change of the slot of `port` is about: the one in it, or the one that was pulled last.
     pub fn about(&self, port: DeviceId) -> Option<&str> {
         let port = self.ports.iter().find(|found| found.device == port)?;
         port.leaving.as_deref().or(port.card.as_ref().map(|card| card.id.as_str()))

@@ -5,8 +5,11 @@ use std::time::{Duration, Instant};
 
 use aconite_acpi::platform::notify;
 use aconite_acpi::platform::unit::OsStatus;
+use aconite_devices::bus::{Effects, lock};
+use aconite_devices::pci::SlotKind;
+use aconite_devices::virtio::QueueHandler;
 
-use super::arrival::{Arrival, NotAdded};
+use super::arrival::{Arrival, NotAdded, When};
 use super::chain;
 use super::memory::{Device, MemoryDevices, MemoryError, length, state_name};
 use super::removal::{Action, Happening, PATIENCE, Removal, unasked};
@@ -15,7 +18,7 @@ use crate::command::{
     CENSUS_LISTED_IN_EVENT, Error, ErrorCode, Event, MemoryState, Operation, OperationState, RemovalStep,
     RemoveMode,
 };
-use crate::config::{Channel, CheckedPmem, Place, Pmem};
+use crate::config::{Channel, CheckedPmem, Place, Pmem, Via};
 use crate::kvm::{Held, VcpuView};
 use crate::memory::MapError;
 use crate::memory::backing::BackingError;
@@ -52,6 +55,7 @@ impl MemoryDevices {
             return Err(self.no_channel(device));
         }
         ways.check(channel)?;
+        self.check_way(device, channel, farewell.mode)?;
         if farewell.mode == RemoveMode::Surprise {
             self.take_memory(unit).map_err(host_limit)?;
         }
@@ -165,7 +169,7 @@ impl MemoryDevices {
     }
 
     /// Something is heard of the removal of what is in `unit`.
-    fn hear(&mut self, ways: &Ways, unit: usize, happening: Happening) {
+    pub(super) fn hear(&mut self, ways: &Ways, unit: usize, happening: Happening) {
         let Some(mut removal) = self.removals.remove(&unit) else { return };
         let actions = removal.on(happening);
         let ends = matches!(actions.last(), Some(Action::End(_)));
@@ -175,7 +179,14 @@ impl MemoryDevices {
         self.carry_out(ways, unit, Some(&removal), actions);
     }
 
-    fn carry_out(&mut self, ways: &Ways, unit: usize, removal: Option<&Removal>, actions: Vec<Action>) {
+    /// Does what a step of a removal consists of.
+    pub(super) fn carry_out(
+        &mut self,
+        ways: &Ways,
+        unit: usize,
+        removal: Option<&Removal>,
+        actions: Vec<Action>,
+    ) {
         let ids: Vec<_> = self.of_unit(unit).map(|device| (device.id.clone(), device.channel)).collect();
         let ranges: Vec<_> = self.of_unit(unit).map(|device| device.region.range()).collect();
         for action in actions {
@@ -220,9 +231,40 @@ impl MemoryDevices {
         }
     }
 
+    /// Whether a device can go by `channel`.
+    fn check_way(&self, device: &Device, channel: Channel, mode: RemoveMode) -> Result<(), Error> {
+        let id = &device.id;
+        let wrong = |problem: String, remedy: &str| Err(Error::new(ErrorCode::NotSupported, problem, remedy));
+        match (device.pmem.via, channel) {
+            (Via::Nfit, Channel::Pcie) => {
+                wrong(format!("{id} is an NVDIMM, behind no port"), "name via=container or via=agent")
+            }
+            (Via::Virtio, Channel::Container | Channel::Agent) => wrong(
+                format!("{id} is a virtio-pmem device, and goes through its PCI Express port"),
+                "name via=pcie, or leave it out",
+            ),
+            (Via::Virtio, _) if mode == RemoveMode::Eject && lock(&self.pcie).kind() == SlotKind::Plain => {
+                wrong(
+                    format!("The slot of {id} has no button by which the guest could be asked"),
+                    "pull it (surprise), or start the machine with --slots button=on",
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a unit's memory out of everybody's reach, with whatever it is reached by. No vCPU runs: nobody sees in which
+    /// order.
     fn take_memory(&self, unit: usize) -> Result<(), MapError> {
         for device in self.of_unit(unit) {
+            // What was asked of a card before is done.
+            if let Some(card) = &device.card {
+                lock(&card.0).process_queue(0, &mut Effects::new());
+            }
             self.space.depart(&device.region)?;
+            if device.card.is_some() {
+                lock(&self.pcie).pull(&device.id);
+            }
         }
         self.units.remove(unit as u32);
         Ok(())
@@ -269,9 +311,17 @@ impl MemoryDevices {
         if let Some(device) = named.filter(|d| d.window != window) {
             return Err(in_use(device));
         }
+        if pmem.via == Via::Virtio && lock(&self.pcie).free_slots() == 0 {
+            return Err(Error::new(
+                ErrorCode::NoFreeSlot,
+                "No PCI Express port is free".to_owned(),
+                "declare ports when the machine starts (--slots pcie=N), or remove a device",
+            ));
+        }
         // A driver that the agent has unbound comes back by the agent only.
         let unbound = self.devices.iter().any(|d| d.unit == unit && d.left_by == Some(Channel::Agent));
-        let channel = if unbound { Channel::Agent } else { pmem.channel.unwrap_or(self.default_channel()) };
+        let channel =
+            if unbound { Channel::Agent } else { pmem.channel.unwrap_or(self.default_channel(pmem.via)) };
         ways.check(channel)?;
         let operation = self.operations.begin(operation("insert", &pmem.id, channel));
         if let Some(old) = self.devices.iter().position(|d| d.window == window) {
@@ -281,7 +331,9 @@ impl MemoryDevices {
             drop(old);
             self.tell_of_old_mappings(held, vcpus, &id, range, operation.operation);
         }
-        if let Err(NotAdded { source: error, .. }) = self.add(unit, &[Arrival { pmem, checked, window }]) {
+        if let Err(NotAdded { source: error, .. }) =
+            self.add(unit, &[Arrival { pmem, checked, window }], When::Later)
+        {
             let code = match &error {
                 MemoryError::Backing(BackingError::InUse { .. }) => ErrorCode::FileInUse,
                 _ => ErrorCode::HostLimit,
@@ -366,7 +418,20 @@ impl MemoryDevices {
                 "insert a smaller device, or declare larger slots",
             ));
         }
-        let (dimms, most) = (pmem.dimms.count(), self.dimms_of_unit[at.unit]);
+        if at.via != pmem.via {
+            return Err(Error::new(
+                ErrorCode::AddressInUse,
+                format!(
+                    "The slot at {:#x} is for devices with via={}, not via={}",
+                    at.range.start,
+                    at.via.name(),
+                    pmem.via.name()
+                ),
+                "name another place or another id",
+            ));
+        }
+        let dimms = pmem.dimms.count();
+        let most = self.dimms_of_unit.get(at.unit).copied().unwrap_or(dimms);
         if dimms > most {
             return Err(Error::new(
                 ErrorCode::NoFreeSlot,
@@ -384,10 +449,14 @@ impl MemoryDevices {
             None if self.devices.iter().any(|d| d.id == pmem.id) => self.find(&pmem.id)?.window,
             None => self.free_window(pmem, size).ok_or_else(|| {
                 let dimms = pmem.dimms.count();
+                let (what, slots) = match pmem.via {
+                    Via::Nfit => (format!(" on {dimms} DIMMs"), "nfit=N,size=SIZE,dimms=M"),
+                    Via::Virtio => (String::new(), "pcie=N,size=SIZE"),
+                };
                 Error::new(
                     ErrorCode::NoFreeSlot,
-                    format!("No free slot holds {size:#x} bytes on {dimms} DIMMs"),
-                    "declare slots when the machine starts (--slots nfit=N,size=SIZE,dimms=M), or remove a device",
+                    format!("No free slot holds {size:#x} bytes{what}"),
+                    format!("declare slots when the machine starts (--slots {slots}), or remove a device"),
                 )
             })?,
             Some(Place::Device(id)) => self.find(id)?.window,

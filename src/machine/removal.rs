@@ -99,6 +99,11 @@ impl Removal {
         (removal, actions)
     }
 
+    /// Whether the guest works on it.
+    pub fn working(&self) -> bool {
+        self.working
+    }
+
     /// What follows from a happening. The removal is over when the last action is [`Action::End`].
     pub fn on(&mut self, happening: Happening) -> Vec<Action> {
         let surprise = self.mode == RemoveMode::Surprise;

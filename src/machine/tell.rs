@@ -10,6 +10,7 @@ use aconite_devices::platform::Platform;
 
 use super::GuestAgent;
 use super::cpu::{Mailbox, Message};
+use super::pcie::Pcie;
 use super::removal::{Happening, Removal};
 use crate::command::{Error, ErrorCode, RemoveMode};
 use crate::config::Channel;
@@ -53,6 +54,8 @@ pub enum Heard {
 pub struct Ways {
     /// Firmware events.
     pub platform: Arc<Mutex<Platform>>,
+    /// PCI Express ports.
+    pub pcie: Arc<Mutex<Pcie>>,
     /// The agent, once it is there.
     pub agent: Arc<OnceLock<Arc<dyn GuestAgent>>>,
     /// The main loop.
@@ -91,7 +94,9 @@ impl Ways {
                 };
                 Heard::Removal { operation, happening }
             }),
-            Channel::None => {}
+            // Who pulls a card has told the guest by it.
+            Channel::Pcie if mode == RemoveMode::Eject => lock(&self.pcie).press_button(&removal.device),
+            Channel::Pcie | Channel::None => {}
         }
     }
 
@@ -103,9 +108,14 @@ impl Ways {
         unit: usize,
         ranges: Vec<Range<u64>>,
     ) -> bool {
-        if channel != Channel::Agent {
-            self.notify(unit, notify::BUS_CHECK);
-            return true;
+        match channel {
+            Channel::Agent => {}
+            // The card in its slot says so itself.
+            Channel::Pcie => return true,
+            Channel::Container | Channel::None => {
+                self.notify(unit, notify::BUS_CHECK);
+                return true;
+            }
         }
         self.ask(operation, move |agent| Heard::Inserted {
             operation,

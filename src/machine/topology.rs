@@ -128,6 +128,7 @@ fn serial(pmem: &Pmem, number: u32, name: Option<&String>) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Via;
     use crate::units::GIB;
 
     fn topology(devices: &[&str]) -> Topology {
@@ -137,6 +138,7 @@ mod tests {
                 range: (n as u64 + 4) * GIB..(n as u64 + 5) * GIB,
                 node: n as u32 + 1,
                 unit: 3,
+                via: Via::Nfit,
             })
             .collect();
         let members: Vec<_> = devices

@@ -32,3 +32,4 @@ mod ram;
 mod removal;
 mod repurposed;
 mod scrub;
+mod virtio_pmem;

@@ -116,6 +116,9 @@ pub enum SlotChange {
     PowerIndicator(Indicator),
     /// It has changed the attention indicator.
     AttentionIndicator(Indicator),
+    /// It has seen that a card has come or gone: it has cleared the event of that. Told of slots without a power
+    /// controller, of which nothing else is heard.
+    PresenceSeen,
 }
 
 /// What a slot has.
@@ -345,7 +348,11 @@ impl PciFunction for RootPort {
     fn config_write(&mut self, offset: u16, data: &[u8], effects: &mut Effects) {
         let control = self.control();
         let held = self.config.u16(BRIDGE_CONTROL) & SECONDARY_BUS_RESET != 0;
+        let events = self.status();
         self.config.write(offset, data);
+        if self.kind == SlotKind::Plain && events & !self.status() & EVENT_PRESENCE != 0 {
+            effects.push(Effect::Slot { port: self.id, change: SlotChange::PresenceSeen });
+        }
         if self.touches(SLOT_CONTROL, offset, data.len()) {
             self.command(control, effects);
         }

@@ -12,6 +12,7 @@
 pub mod blk;
 mod common;
 pub mod console;
+pub mod pmem;
 mod queue;
 mod transport;
 

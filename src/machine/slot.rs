@@ -1,0 +1,103 @@
+//! What the guest does to the slots of PCI Express ports, and what that means for the device in one.
+//!
+//! Linux (`drivers/pci/hotplug/pciehp_ctrl.c`) answers the button by blinking for five seconds, in which pressing it
+//! again takes the request back; then it takes the drivers away and switches the power off. A card that was pulled it
+//! notices by the link or by presence, takes the drivers away, and switches the power off just the same. Until then it
+//! looks at no other card in that slot, whatever became of the removal: the slot is free when the guest has let go.
+
+use aconite_devices::bus::{DeviceId, lock};
+use aconite_devices::pci::{Indicator, SlotChange};
+
+use super::memory::MemoryDevices;
+use super::removal::{Happening, Removal, unasked};
+use super::tell::Ways;
+use crate::command::{MemoryState, RemoveMode};
+use crate::config::Channel;
+use crate::kvm::Held;
+
+const POWERED_OFF: &str = "the guest has switched the slot's power off";
+
+impl MemoryDevices {
+    /// The guest has changed something of the slot of `port`.
+    pub fn slot_changed(&mut self, _held: &Held, ways: &Ways, port: DeviceId, change: SlotChange) {
+        let (id, answers) = {
+            let pcie = lock(&self.pcie);
+            let Some(id) = pcie.about(port).map(str::to_owned) else { return };
+            let answers = pcie.answers(&id);
+            (id, answers)
+        };
+        let Some(device) = self.devices.iter().find(|d| d.id == id && d.card.is_some()) else { return };
+        let (unit, state) = (device.unit, device.state);
+        match self.removals.get(&unit).filter(|removal| removal.channel == Channel::Pcie) {
+            Some(removal) => {
+                if let Some(happening) = happening(removal, change, answers) {
+                    self.hear(ways, unit, happening);
+                }
+            }
+            None if state == MemoryState::Present && change == SlotChange::PowerOff && !answers => {
+                self.carry_out(ways, unit, None, unasked(POWERED_OFF.to_owned()));
+            }
+            None => {}
+        }
+        if matches!(change, SlotChange::PowerOff | SlotChange::PresenceSeen) {
+            lock(&self.pcie).let_go(port);
+        }
+    }
+}
+
+/// What `change` says of a removal; `answers` says whether the card has power and a link by now.
+fn happening(removal: &Removal, change: SlotChange, answers: bool) -> Option<Happening> {
+    let orderly = removal.mode == RemoveMode::Eject;
+    match change {
+        // It may have switched the power on again by now, and then it has not let go.
+        SlotChange::PowerOff => (!answers).then(|| Happening::LetGo(POWERED_OFF.to_owned())),
+        SlotChange::PresenceSeen if !orderly => {
+            Some(Happening::LetGo("the guest has seen that the slot is empty".to_owned()))
+        }
+        SlotChange::PowerIndicator(Indicator::Blink) if orderly => Some(Happening::Working),
+        SlotChange::PowerIndicator(Indicator::On) if orderly && removal.working() => Some(
+            Happening::Refused("the power indicator is lit again: the request was taken back".to_owned()),
+        ),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn removal(mode: RemoveMode) -> Removal {
+        Removal::begin("p0", 1, mode, Channel::Pcie, Duration::from_secs(1), Instant::now()).0
+    }
+
+    #[test]
+    fn power_that_goes_off_is_the_end_of_both() {
+        for mode in [RemoveMode::Eject, RemoveMode::Surprise] {
+            let heard = happening(&removal(mode), SlotChange::PowerOff, false);
+            assert_eq!(heard, Some(Happening::LetGo(POWERED_OFF.to_owned())));
+            assert_eq!(happening(&removal(mode), SlotChange::PowerOff, true), None);
+            assert_eq!(happening(&removal(mode), SlotChange::PowerOn, true), None);
+        }
+    }
+
+    #[test]
+    fn a_request_is_taken_back_only_after_it_was_taken_up() {
+        let on = SlotChange::PowerIndicator(Indicator::On);
+        let blink = SlotChange::PowerIndicator(Indicator::Blink);
+        let mut asked = removal(RemoveMode::Eject);
+        assert_eq!(happening(&asked, on, true), None);
+        assert_eq!(happening(&asked, blink, true), Some(Happening::Working));
+        asked.on(Happening::Working);
+        assert!(matches!(happening(&asked, on, true), Some(Happening::Refused(_))));
+        assert_eq!(happening(&removal(RemoveMode::Surprise), blink, false), None);
+    }
+
+    #[test]
+    fn a_pulled_card_without_power_controller_is_over_when_its_absence_is_seen() {
+        let heard = happening(&removal(RemoveMode::Surprise), SlotChange::PresenceSeen, false);
+        assert!(matches!(heard, Some(Happening::LetGo(_))));
+        assert_eq!(happening(&removal(RemoveMode::Eject), SlotChange::PresenceSeen, true), None);
+    }
+}
