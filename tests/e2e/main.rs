@@ -12,6 +12,7 @@ mod cycles;
 mod defects;
 mod disk;
 mod dma;
+mod dma_held;
 mod doctor;
 mod einj;
 mod erst;

@@ -65,6 +65,11 @@ pub enum Request {
     Send(u64, u64),
     /// Let the kernel store to a part of the mapping, offset and length: read(2) of [`pattern`] from a file of its own.
     Receive(u64, u64),
+    /// Let a device store to a part of the mapping, by one pread(2) with O_DIRECT: the file or disk, where in it, offset
+    /// and length.
+    Fetch(PathBuf, u64, u64, u64),
+    /// Let a device load a part of the mapping, by one pwrite(2) with O_DIRECT: as [`Request::Fetch`].
+    Put(PathBuf, u64, u64, u64),
     /// Let the kernel load the word at an offset of the mapping: futex(2), with a value that is not there.
     Futex(u64),
     /// Ask to be told of poison before it is consumed, or not (PR_MCE_KILL).
@@ -186,6 +191,12 @@ impl fmt::Display for Request {
             Self::Execute(offset) => write!(f, "execute {offset:#x}"),
             Self::Send(offset, length) => write!(f, "send {offset:#x} {length:#x}"),
             Self::Receive(offset, length) => write!(f, "receive {offset:#x} {length:#x}"),
+            Self::Fetch(path, at, offset, length) => {
+                write!(f, "fetch {} {at:#x} {offset:#x} {length:#x}", field(path))
+            }
+            Self::Put(path, at, offset, length) => {
+                write!(f, "put {} {at:#x} {offset:#x} {length:#x}", field(path))
+            }
             Self::Futex(offset) => write!(f, "futex {offset:#x}"),
             Self::Early(on) => write!(f, "early {}", u8::from(*on)),
             Self::Notice => write!(f, "notice"),
@@ -222,6 +233,8 @@ impl Request {
             "execute" => Self::Execute(fields.number()?),
             "send" => Self::Send(fields.number()?, fields.number()?),
             "receive" => Self::Receive(fields.number()?, fields.number()?),
+            "fetch" => Self::Fetch(fields.path()?, fields.number()?, fields.number()?, fields.number()?),
+            "put" => Self::Put(fields.path()?, fields.number()?, fields.number()?, fields.number()?),
             "futex" => Self::Futex(fields.number()?),
             "early" => Self::Early(fields.number()? != 0),
             "notice" => Self::Notice,
@@ -371,6 +384,8 @@ mod tests {
             Request::Execute(0x1000),
             Request::Send(0, 4096),
             Request::Receive(0, 4096),
+            Request::Fetch(path(), 512, 4096, 8192),
+            Request::Put(path(), 512, 4096, 8192),
             Request::Futex(4),
             Request::Early(true),
             Request::Notice,

@@ -117,6 +117,12 @@ fn touch(mapping: &Mapping, request: Request) -> io::Result<Reply> {
         Request::Receive(offset, length) => {
             (offset, mapping.receive(offset, length).transpose()?.map(called))
         }
+        Request::Fetch(path, at, offset, length) => {
+            (offset, mapping.direct(&path, at, offset, length, false).transpose()?.map(called))
+        }
+        Request::Put(path, at, offset, length) => {
+            (offset, mapping.direct(&path, at, offset, length, true).transpose()?.map(called))
+        }
         Request::Futex(offset) => (offset, mapping.futex(offset).map(called)),
         Request::Scan(offset, length) => (offset, scan(mapping, offset, length)),
         other => return Ok(Reply::Wrong(format!("{other} touches no mapping"))),

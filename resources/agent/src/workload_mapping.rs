@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr;
 
@@ -168,6 +168,27 @@ impl Mapping {
         Some(file().map(|file| {
             let words = [libc::SYS_pread64 as u64, file.as_raw_fd() as u64, address, length, 0, 0];
             // SAFETY: the kernel writes within the mapping, into which nothing in this process holds a reference.
+            unsafe { probe::call(words) }
+        }))
+    }
+
+    /// Lets a device move a part from `path` at `at`, or to it if `put`: pread(2) or pwrite(2) with O_DIRECT. `None` when
+    /// there is no such part.
+    pub fn direct(
+        &self,
+        path: &Path,
+        at: u64,
+        offset: u64,
+        length: u64,
+        put: bool,
+    ) -> Option<io::Result<(i64, Option<Signal>)>> {
+        let address = self.area(offset, length, 1)? as u64;
+        let file = OpenOptions::new().read(!put).write(put).custom_flags(libc::O_DIRECT).open(path);
+        Some(file.map(|file| {
+            let number = if put { libc::SYS_pwrite64 } else { libc::SYS_pread64 };
+            let words = [number as u64, file.as_raw_fd() as u64, address, length, at, 0];
+            // SAFETY: the kernel reads or writes within the mapping, into which nothing in this process holds a
+            // reference.
             unsafe { probe::call(words) }
         }))
     }
