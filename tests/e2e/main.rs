@@ -34,3 +34,4 @@ mod removal;
 mod repurposed;
 mod scrub;
 mod virtio_pmem;
+mod topology;
