@@ -1,13 +1,13 @@
 //! NFITs that contradict the specification, each other or the machine (`--preset nfit_lies`): each is told by a bus of its
 //! own, beside an honest one, which must not suffer.
 //!
-//! Expected, by reading `drivers/acpi/nfit/core.c` before the first run: what the kernel makes of each bus. Three were
-//! expected to end otherwise: `hint-count` to be refused, `over-ram` and `beyond-addresses` to leave a region without a
-//! block device.
+//! Expected, by reading `drivers/acpi/nfit/core.c` before the first run: what the kernel makes of each bus. Two were
+//! expected to end otherwise: `hint-count` to be refused, `beyond-addresses` to leave a region without a block device.
 //!
 //! Findings: `add_table` checks no sub-table's length against the end of the buffer (`cut-short`), and `add_flush` copies
 //! as many hints as a sub-table claims, whatever its length (`hint-count`): both read what lies behind the buffer of
-//! `_FIT`, 512 KiB of it in the second case.
+//! `_FIT`, 512 KiB of it in the second case. A bus that is refused leaves its freed description on a list
+//! ([`a_refused_bus_corrupts_a_list_on_6_1`]).
 
 use aconite_tests::Run;
 use aconite_tests::machine::PMEM;
@@ -20,9 +20,18 @@ enum Bus {
     Refused,
     /// It is there with this many DIMMs, regions and block devices.
     Has(usize, usize, usize),
+    /// Refused, or there with a region and no block device: whether "Persistent Memory" can be put into what
+    /// `/proc/iomem` has of RAM depends on where KASLR has put the kernel.
+    NoDisk,
 }
 
-use Bus::{Has, Refused};
+use Bus::{Has, NoDisk, Refused};
+
+impl Bus {
+    fn allows(self, found: Self) -> bool {
+        self == found || self == NoDisk && [Refused, Has(1, 1, 0)].contains(&found)
+    }
+}
 
 /// In the order of the preset: unit 0 is honest.
 const EXPECTED: [(&str, Bus); 20] = [
@@ -58,8 +67,8 @@ const EXPECTED: [(&str, Bus); 20] = [
     ("unknown-handle", Refused),
     // `nd_region_create`: "mapping is not aligned".
     ("unaligned", Refused),
+    ("over-ram", NoDisk),
     // "failed to insert pmem resource to iomem", EBUSY.
-    ("over-ram", Refused),
     ("beyond-addresses", Refused),
 ];
 
@@ -113,10 +122,20 @@ fn contradictions_hurt_nobody_else() {
     lies("6.12", &[]);
 }
 
+/// `acpi_nfit_init` puts its description on the list `acpi_descs` before it parses, and `acpi_nfit_shutdown`, which takes
+/// it off, is registered only once that has succeeded: one refused bus leaves freed memory on the list. 6.1 checks lists,
+/// and panics when the next bus is added; a kernel that does not check has that memory on the list that
+/// `nfit_handle_mce` walks.
 #[test]
 #[ignore = "wide"]
-fn contradictions_hurt_nobody_else_on_6_1() {
-    lies("6.1", &[]);
+fn a_refused_bus_corrupts_a_list_on_6_1() {
+    let run = Run::kernel("6.1").args(["--preset", "nfit_lies"]);
+    let ended = run.output(&["true"]);
+    ended.assert_ended(255, "panic");
+    let console = ended.record.console();
+    for words in ["list_add corruption", "acpi_nfit_init"] {
+        assert!(console.contains(words), "{console}");
+    }
 }
 
 #[test]
