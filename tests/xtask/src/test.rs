@@ -88,7 +88,7 @@ impl Suite {
             Self::Api => ("e2e", &["api::"]),
             Self::Doctor => ("e2e", &["doctor::"]),
             Self::Input => ("e2e", &["input::"]),
-            Self::Nvdimm => ("e2e", &["nvdimm::"]),
+            Self::Nvdimm => ("e2e", &["nvdimm::", "topology::", "lies::"]),
             Self::Hostile => ("e2e", &["hostile::"]),
             Self::Host => ("nested_host", &[]),
         }
