@@ -149,7 +149,7 @@ fn devices_of_a_bus_come_and_go_together() {
     let refused = guest.ctl_refused(&["remove", "p1", "--surprise"]);
     assert_eq!(refused["code"], "not_supported", "{refused}");
     assert_eq!(refused["remedy"], "remove the bus (b)", "{refused}");
-    let operation = guest.ctl(&["remove", "b", "--eject", "--wait", "60s"]);
+    let operation = guest.ctl(&["remove", "b", "--surprise", "--wait"]);
     assert_eq!(operation["state"], "done", "{operation}");
     guest.until_ok("test \"$(ls /dev/pmem* | wc -l)\" = 1", PMEM);
     for id in ["p0", "p1", "p2", "p3"] {
