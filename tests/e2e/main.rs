@@ -33,5 +33,5 @@ mod ram;
 mod removal;
 mod repurposed;
 mod scrub;
-mod virtio_pmem;
 mod topology;
+mod virtio_pmem;
