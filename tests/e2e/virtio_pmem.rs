@@ -91,7 +91,7 @@ fn it_goes_and_comes_on_6_1() {
     goes_and_comes("6.1");
 }
 
-/// A card that is pulled takes its memory with it at once. No stock kernel gets over it: `vp_reset()` in
+/// A card that is pulled takes its memory with it at once. Linux does not get over it (seen on 6.12): `vp_reset()` in
 /// drivers/virtio/virtio_pci_modern.c waits for a status of 0 from a device that reads as ones, and pciehp's thread with
 /// it, with the lock that every other slot needs (`pci_lock_rescan_remove()`): no card is found any more. Address and id
 /// are free, but the slot is not: the guest has not let go of it.
@@ -121,18 +121,18 @@ fn pulled(kernel: &str) {
 }
 
 #[test]
-fn no_kernel_gets_over_a_card_that_is_pulled() {
+fn a_card_that_is_pulled_hangs_the_hot_plug_driver() {
     pulled("6.12");
 }
 
 #[test]
 #[ignore = "wide"]
-fn no_kernel_gets_over_a_card_that_is_pulled_on_6_1() {
+fn a_card_that_is_pulled_hangs_the_hot_plug_driver_on_6_1() {
     pulled("6.1");
 }
 
 #[test]
 #[ignore = "wide"]
-fn no_kernel_gets_over_a_card_that_is_pulled_on_7() {
+fn a_card_that_is_pulled_hangs_the_hot_plug_driver_on_7() {
     pulled("7.x");
 }
