@@ -1,9 +1,12 @@
-//! Iterations of a repeated copy or fill, done by the monitor.
+//! Iterations of a repeated copy or fill, and plain moves, done by the monitor.
 
-use vm_memory::VolatileMemory;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Bytes, VolatileMemory};
 
 use crate::memory::AddressSpace;
 use crate::x86::bulk::Bulk;
+use crate::x86::moves::{Direction, Move};
 
 /// Bytes moved at a time.
 const CHUNK: usize = 4096;
@@ -50,9 +53,29 @@ pub fn carry_out(space: &AddressSpace, bulk: &Bulk) -> bool {
     true
 }
 
+/// Does a plain move: what a load finds, or 0 after a store. `None`, with nothing done, where memory cannot be reached
+/// this way.
+pub fn move_one(space: &AddressSpace, what: &Move) -> Option<u64> {
+    let region = space.find(what.gpa)?;
+    let at = region.alias().get_slice((what.gpa - region.gpa()) as usize, what.size as usize).ok()?;
+    match (what.direction, what.size) {
+        (Direction::Load { .. }, 1) => at.load::<u8>(0, Ordering::Relaxed).ok().map(u64::from),
+        (Direction::Load { .. }, 2) => at.load::<u16>(0, Ordering::Relaxed).ok().map(u64::from),
+        (Direction::Load { .. }, 4) => at.load::<u32>(0, Ordering::Relaxed).ok().map(u64::from),
+        (Direction::Load { .. }, _) => at.load::<u64>(0, Ordering::Relaxed).ok(),
+        (Direction::Store(_), _) if !region.writable() => None,
+        (Direction::Store(value), 1) => at.store(value as u8, 0, Ordering::Release).ok().map(|()| 0),
+        (Direction::Store(value), 2) => at.store(value as u16, 0, Ordering::Release).ok().map(|()| 0),
+        (Direction::Store(value), 4) => at.store(value as u32, 0, Ordering::Release).ok().map(|()| 0),
+        (Direction::Store(value), _) => at.store(value, 0, Ordering::Release).ok().map(|()| 0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use iced_x86::Register;
 
     use super::*;
     use crate::memory::{Backing, Region, RegionKind};
@@ -90,6 +113,22 @@ mod tests {
         assert!(carry_out(&space, &bulk(Some(BASE + 0x2100), BASE + 0x10, 16, 1)));
         assert_eq!(region.read_u64(0x18), Some(0x5566_7788_5566_7788));
         assert_eq!(region.read_u64(0x20), Some(0));
+    }
+
+    #[test]
+    fn a_move_reads_and_writes_as_many_bytes_as_it_names() {
+        let (space, region) = space();
+        region.poison(&[0x2000..0x2001], 10).unwrap();
+        let to = |size, value| Move::new(BASE + 0x2108, size, Direction::Store(value));
+        let from = |size| {
+            let direction = Direction::Load { to: Register::RAX, signed: false };
+            move_one(&space, &Move::new(BASE + 0x2108, size, direction))
+        };
+        assert_eq!(move_one(&space, &to(8, 0x1122_3344_5566_7788)), Some(0));
+        assert_eq!(move_one(&space, &to(1, 0xaa99)), Some(0));
+        assert_eq!(region.read_u64(0x2108), Some(0x1122_3344_5566_7799));
+        assert_eq!([1, 2, 4, 8].map(from), [0x99, 0x7799, 0x5566_7799, 0x1122_3344_5566_7799].map(Some));
+        assert_eq!(move_one(&space, &Move::new(BASE - 8, 8, Direction::Store(0))), None);
     }
 
     #[test]

@@ -421,6 +421,9 @@ fn interrupt_with_machine_check(vcpu: &Vcpu, msi: &dyn MsiSink) -> Result<Option
         request_again(vcpu, msi, vector)?;
     }
     vcpu.set_events(&events)?;
+    if taken.nmi {
+        vcpu.request_nmi()?;
+    }
     vcpu.wake()?;
     Ok(taken.interrupt.or(taken.nmi.then_some(NMI_VECTOR)).or(taken.exception))
 }

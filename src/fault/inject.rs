@@ -16,15 +16,12 @@ const MSI_DESTINATION_SHIFT: u32 = 12;
 /// The machine-check exception.
 const MC_VECTOR: u8 = 18;
 
-/// NMIs that KVM keeps pending (`process_nmi` in arch/x86/kvm/x86.c).
-const MOST_NMIS: u8 = 2;
-
 /// What was taken back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// An external interrupt, which the local APIC must request again.
     pub interrupt: Option<u8>,
-    /// An NMI, pending again.
+    /// An NMI, which must be made pending again.
     pub nmi: bool,
     /// An exception. A fault comes again when its instruction does; another kind is lost, and reported.
     pub exception: Option<u8>,
@@ -43,7 +40,6 @@ pub fn take_back_events(events: &mut kvm_vcpu_events) -> Taken {
         taken.nmi = true;
         events.nmi.injected = 0;
         events.nmi.masked = 0;
-        events.nmi.pending = events.nmi.pending.saturating_add(1).min(MOST_NMIS);
     }
     if events.exception.injected != 0 {
         taken.exception = Some(events.exception.nr);
@@ -87,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn an_nmi_in_flight_is_pending_again_and_unmasked() {
+    fn an_nmi_in_flight_is_told_and_unmasked() {
         let mut events = kvm_vcpu_events::default();
         events.nmi.injected = 1;
         events.nmi.masked = 1;
         assert!(take_back_events(&mut events).nmi);
-        assert_eq!((events.nmi.injected, events.nmi.pending, events.nmi.masked), (0, 1, 0));
+        assert_eq!((events.nmi.injected, events.nmi.masked), (0, 0));
     }
 
     #[test]

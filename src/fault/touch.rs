@@ -13,7 +13,7 @@ use crate::x86::operands::{
 use crate::x86::physical::{PhysicalAccess, PhysicalAccesses, physical_accesses, touched};
 use crate::x86::state::CpuState;
 use crate::x86::step::{StepPlan, SystemCallTargets, plan_step};
-use crate::x86::walk::PhysRead;
+use crate::x86::walk::{CR4_PKE, PhysRead};
 use crate::x86::xstate::{ExtendedState, XsaveLayout};
 
 /// IA32_LSTAR, CSTAR and IA32_FMASK (AMD APM volume 2, 6.1.1).
@@ -53,7 +53,10 @@ impl Touch {
         let events = vcpu.events()?;
         let delivery = event_in_flight(&events);
         let (mut operands, mut accesses) = touched(&state, space);
-        if matches!(&operands, Err(error) if error.reason == Reason::NeedsExtendedState) {
+        // With protection keys the rights to a page are in PKRU.
+        if matches!(&operands, Err(error) if error.reason == Reason::NeedsExtendedState)
+            || state.sregs.cr4 & CR4_PKE != 0
+        {
             let (area, xcr0) = vcpu.xsave()?;
             state.extended = Some(Box::new(ExtendedState::from_xsave(&area, xsave.clone(), xcr0, 0)));
             (operands, accesses) = touched(&state, space);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::copy::carry_out;
+use super::copy::{carry_out, move_one};
 use super::deliver::{Delivered, Injection, Injector};
 use super::host_memory::shortened;
 use super::stale::StaleLog;
@@ -23,7 +23,9 @@ use crate::memory::{
 use crate::x86::bulk::{RFLAGS_RF, bulk};
 use crate::x86::decide::{Consumed, Hit, intersects};
 use crate::x86::mca::{ErrorClass, MachineError, McaState};
+use crate::x86::moves::plain_move;
 use crate::x86::operands::{AccessKind, Operands};
+use crate::x86::physical::PhysicalAccess;
 use crate::x86::xstate::XsaveLayout;
 
 /// Iterations of a string instruction that are stepped before other vCPUs get a turn.
@@ -125,7 +127,11 @@ impl Traps {
         progress: &mut Progress,
         wanted: Option<u64>,
     ) -> Result<Option<VcpuExitKind>, TrapError> {
-        let _held = self.baton.take().map_err(TrapError::Stopped)?;
+        let held = self.baton.hold().map_err(TrapError::Stopped)?;
+        if self.move_plainly(vcpu, progress)? {
+            return Ok(None);
+        }
+        held.stand_still();
         // The instruction that is being repeated, and whether anything was done since the trap.
         let mut repeated = None;
         let mut moved = false;
@@ -258,6 +264,30 @@ impl Traps {
             Some(region) => departed_line(&region, gpa),
             None => self.space.first_poison(gpa, len),
         }
+    }
+
+    /// Does an aligned move between a register and clean memory, of which most accesses to a guarded page are. Other vCPUs
+    /// run meanwhile: what the instruction does in one piece is done in one piece.
+    fn move_plainly(&self, vcpu: &Vcpu, progress: &mut Progress) -> Result<bool, TrapError> {
+        let touch = Touch::of(vcpu, &self.space, self.physical_bits, &self.xsave)?;
+        let Some(found) = touch.running().and_then(|run| plain_move(&touch.state, run, &touch.accesses))
+        else {
+            return Ok(false);
+        };
+        let hit = intersects(&touch.accesses, |gpa, len| self.present_poison(gpa, len));
+        let departed = |range: &PhysicalAccess| self.space.find(range.gpa).is_none_or(|r| r.departed());
+        let left = !matches!(hit, Hit::None | Hit::StoreOnly { .. })
+            || touch.accesses.ranges.iter().any(departed)
+            || touch.guarded_pages(&self.space).is_empty()
+            || watches_data(vcpu)?;
+        let Some(loaded) = (!left).then(|| move_one(&self.space, &found)).flatten() else { return Ok(false) };
+        vcpu.set_regs(&found.finish(&touch.state, loaded))?;
+        progress.moved();
+        self.stored(&touch, &hit, progress);
+        if !matches!(hit, Hit::StoreOnly { .. }) {
+            progress.combining = Combining::default();
+        }
+        Ok(true)
     }
 
     /// Does the iterations of a repeated copy or fill that meet no poison, rather than step over each.

@@ -98,6 +98,13 @@ impl Baton {
 
     /// Takes the baton, and returns once no vCPU runs. A vCPU that takes it has left before.
     pub fn take(self: &Arc<Self>) -> Result<Held, Stopped> {
+        let held = self.hold()?;
+        held.stand_still();
+        Ok(held)
+    }
+
+    /// Takes the baton while vCPUs run: no guard changes and no other takes it, until [`Held::stand_still`] or the end.
+    pub fn hold(self: &Arc<Self>) -> Result<Held, Stopped> {
         let mut state = self.state();
         while state.held && !state.stopping {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -106,10 +113,7 @@ impl Baton {
             return Err(Stopped);
         }
         state.held = true;
-        self.closed.store(true, Ordering::SeqCst);
-        let held = Held { baton: self.clone() };
-        self.wait_until_out(state);
-        Ok(held)
+        Ok(Held { baton: self.clone() })
     }
 
     /// Lets every vCPU thread end at its next step outside KVM_RUN.
@@ -160,6 +164,15 @@ pub struct Held {
     baton: Arc<Baton>,
 }
 
+impl Held {
+    /// Returns once no vCPU runs.
+    pub fn stand_still(&self) {
+        let state = self.baton.state();
+        self.baton.closed.store(true, Ordering::SeqCst);
+        self.baton.wait_until_out(state);
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         let mut state = self.baton.state();
@@ -176,6 +189,22 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicU32;
     use std::thread;
+
+    #[test]
+    fn a_holder_alone_stops_nobody() {
+        let baton = Baton::new(1);
+        let held = baton.hold().unwrap();
+        assert!(baton.enter(0).is_ok(), "a vCPU runs on");
+        let other = thread::spawn({
+            let baton = baton.clone();
+            move || baton.hold().map(drop)
+        });
+        baton.leave(0);
+        held.stand_still();
+        assert!(!other.is_finished(), "there is one holder");
+        drop(held);
+        assert_eq!(other.join().unwrap(), Ok(()));
+    }
 
     #[test]
     fn a_holder_is_alone() {

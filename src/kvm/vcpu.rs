@@ -8,8 +8,9 @@ use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MEMORY_FAULT,
     KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_GUESTDBG_BLOCKIRQ,
     KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP, KVM_MP_STATE_HALTED,
-    KVM_MP_STATE_RUNNABLE, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_enable_cap, kvm_guest_debug,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SMM, Msrs, kvm_cpuid_entry2,
+    kvm_debugregs, kvm_enable_cap, kvm_guest_debug, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events,
 };
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
@@ -403,9 +404,17 @@ impl Vcpu {
         self.fd.get_vcpu_events().map_err(KvmError::refused("to show pending events"))
     }
 
-    /// Sets the pending events.
+    /// Sets the pending events, but for NMIs and SMIs that are pending: others send them at any moment, and one that came
+    /// since [`Self::events`] would be lost (`kvm_vcpu_ioctl_x86_set_vcpu_events` in arch/x86/kvm/x86.c).
     pub fn set_events(&self, events: &kvm_vcpu_events) -> Result<(), KvmError> {
-        self.fd.set_vcpu_events(events).map_err(KvmError::refused("pending events"))
+        let theirs = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SMM;
+        let events = kvm_vcpu_events { flags: events.flags & !theirs, ..*events };
+        self.fd.set_vcpu_events(&events).map_err(KvmError::refused("pending events"))
+    }
+
+    /// Makes an NMI pending.
+    pub fn request_nmi(&self) -> Result<(), KvmError> {
+        self.fd.nmi().map_err(KvmError::refused("an NMI"))
     }
 
     /// Ends the interrupt of the highest priority that is in service in the local APIC.

@@ -10,6 +10,7 @@ pub mod census;
 pub mod cpuid;
 pub mod decide;
 pub mod mca;
+pub mod moves;
 pub mod operands;
 pub mod physical;
 pub mod state;

@@ -109,26 +109,8 @@ impl CpuState {
 
     /// The value of a general register of any width; `None` for registers of other kinds.
     pub fn general(&self, register: Register) -> Option<u64> {
-        let regs = &self.regs;
-        let whole = match register.full_register() {
-            Register::RAX => regs.rax,
-            Register::RCX => regs.rcx,
-            Register::RDX => regs.rdx,
-            Register::RBX => regs.rbx,
-            Register::RSP => regs.rsp,
-            Register::RBP => regs.rbp,
-            Register::RSI => regs.rsi,
-            Register::RDI => regs.rdi,
-            Register::R8 => regs.r8,
-            Register::R9 => regs.r9,
-            Register::R10 => regs.r10,
-            Register::R11 => regs.r11,
-            Register::R12 => regs.r12,
-            Register::R13 => regs.r13,
-            Register::R14 => regs.r14,
-            Register::R15 => regs.r15,
-            _ => return None,
-        };
+        let mut regs = self.regs;
+        let whole = *whole(&mut regs, register)?;
         Some(match register {
             Register::AH | Register::CH | Register::DH | Register::BH => (whole >> 8) & 0xff,
             _ => match register.size() {
@@ -139,4 +121,43 @@ impl CpuState {
             },
         })
     }
+
+    /// Writes a general register of any width; others are left alone. 4 bytes clear the upper half, fewer keep the rest
+    /// (SDM volume 1, 3.4.1.1).
+    pub fn set_general(&mut self, register: Register, value: u64) {
+        let Some(whole) = whole(&mut self.regs, register) else { return };
+        let (mask, shift) = match register {
+            Register::AH | Register::CH | Register::DH | Register::BH => (0xff00, 8),
+            _ => match register.size() {
+                1 => (0xff, 0),
+                2 => (0xffff, 0),
+                4 => return *whole = value & 0xffff_ffff,
+                _ => (u64::MAX, 0),
+            },
+        };
+        *whole = *whole & !mask | (value << shift) & mask;
+    }
+}
+
+/// The general register that `register` is a part of.
+fn whole(regs: &mut kvm_regs, register: Register) -> Option<&mut u64> {
+    Some(match register.full_register() {
+        Register::RAX => &mut regs.rax,
+        Register::RCX => &mut regs.rcx,
+        Register::RDX => &mut regs.rdx,
+        Register::RBX => &mut regs.rbx,
+        Register::RSP => &mut regs.rsp,
+        Register::RBP => &mut regs.rbp,
+        Register::RSI => &mut regs.rsi,
+        Register::RDI => &mut regs.rdi,
+        Register::R8 => &mut regs.r8,
+        Register::R9 => &mut regs.r9,
+        Register::R10 => &mut regs.r10,
+        Register::R11 => &mut regs.r11,
+        Register::R12 => &mut regs.r12,
+        Register::R13 => &mut regs.r13,
+        Register::R14 => &mut regs.r14,
+        Register::R15 => &mut regs.r15,
+        _ => return None,
+    })
 }

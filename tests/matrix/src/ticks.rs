@@ -1,7 +1,7 @@
 //! Interrupts beside machine checks: a guest of two vCPUs that would wait for ever for one that is lost.
 //!
-//! vCPU 0 sends vCPU 1 an interrupt, waits for its answer, and so on, halting in every second round; both have a timer,
-//! which the program that a tick interrupted sets anew, so that slow handlers cannot take all of its time. Meanwhile machine checks are put into either of them, and the pages that delivery needs are
+//! vCPU 0 sends vCPU 1 an interrupt, waits for its answer, and so on, halting in every second round, and with NMIs in
+//! every other two rounds; both have a timer, which the program that a tick interrupted sets anew, so that slow handlers cannot take all of its time. Meanwhile machine checks are put into either of them, and the pages that delivery needs are
 //! guarded in turn, so that interrupts and machine checks trap in the middle. The threads are those of the monitor
 //! ([`aconite::machine::cpu`]).
 
@@ -18,7 +18,7 @@ use aconite::x86::cpuid::{self, CpuidConfig, Vendor};
 use aconite::x86::mca::{self, Flavour, McaConfig, McaState};
 use aconite::x86::xstate::XsaveLayout;
 use aconite_devices::bus::{Bus, BusDevice, Effect, Effects};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment};
@@ -43,11 +43,16 @@ const VCPUS: u32 = 2;
 const TIMER_VECTOR: u8 = 0x40;
 const PING_VECTOR: u8 = 0x41;
 const PONG_VECTOR: u8 = 0x42;
+const NMI_VECTOR: u8 = 2;
+/// Delivery mode NMI of an interrupt command (SDM volume 3, 12.6.1).
+const NMI_COMMAND: u32 = 4 << 8;
 
 /// Pages of the main programs, of handlers, of counters, and of each stack.
 const MAIN: u64 = CODE;
 const HANDLERS: u64 = CODE + 0x1000;
 const COUNTERS: u64 = CODE + 0x2000;
+/// Bytes of a handler.
+const HANDLER: u64 = 0x80;
 const STACKS: [u64; 2] = [STACK, STACK + 0x1000];
 
 const ROUND: u64 = COUNTERS;
@@ -234,7 +239,6 @@ impl Ticks {
         let threads: Vec<JoinHandle<Left>> =
             self.cpus.drain(..).map(|cpu| thread::spawn(move || cpu.run())).collect();
         let raised = self.raise(&threads);
-        let ended: Vec<Message> = self.messages.try_iter().collect();
         self.baton.stop();
         let mut reports = String::new();
         for thread in threads {
@@ -243,6 +247,7 @@ impl Ticks {
                 reports.push_str(&format!("; {report}"));
             }
         }
+        let ended: Vec<Message> = self.messages.try_iter().collect();
         let counts = format!(
             "{} rounds, {} and {} ticks, {} and {} machine checks",
             self.counter(ROUND),
@@ -327,6 +332,18 @@ fn handler(
     a.iretq()
 }
 
+/// Lets a handler that came between STI and HLT return behind the latter: an interrupt that comes at the return must not
+/// be slept over.
+fn skip_halt(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut running = a.create_label();
+    a.mov(rax, qword_ptr(rsp + SAVED))?;
+    a.cmp(byte_ptr(rax), HLT)?;
+    a.jne(running)?;
+    a.inc(qword_ptr(rsp + SAVED))?;
+    a.set_label(&mut running)?;
+    a.nop()
+}
+
 /// Sets the timer anew when it has ticked; R14 counts the ticks seen.
 fn rearm(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut armed = a.create_label();
@@ -363,7 +380,15 @@ fn first(a: &mut CodeAssembler, mca: McaConfig) -> Result<(), IcedError> {
     a.je(other)?;
     a.set_label(&mut round)?;
     a.mov(rbx, qword_ptr(PONGS))?;
+    let (mut by_nmi, mut sent) = (a.create_label(), a.create_label());
+    a.test(byte_ptr(ROUND), 2)?;
+    a.jnz(by_nmi)?;
     wrmsr(a, X2APIC_COMMAND, 1, PING_VECTOR.into())?;
+    a.jmp(sent)?;
+    a.set_label(&mut by_nmi)?;
+    wrmsr(a, X2APIC_COMMAND, 1, NMI_COMMAND)?;
+    a.set_label(&mut sent)?;
+    a.nop()?;
     a.set_label(&mut wait)?;
     a.cli()?;
     rearm(a)?;
@@ -424,7 +449,12 @@ fn memory(mca: McaConfig) -> Result<Image> {
     image.write(MAIN + 0x800, &assemble(|a| second(a, mca), MAIN + 0x800)?);
     let eoi = |a: &mut CodeAssembler| wrmsr(a, X2APIC_EOI, 0, 0);
     type Body<'a> = &'a dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>;
-    let bodies: [(u8, Body); 4] = [
+    let bodies: [(u8, Body); 5] = [
+        (NMI_VECTOR, &|a| {
+            skip_halt(a)?;
+            a.inc(qword_ptr(PINGS))?;
+            wrmsr(a, X2APIC_COMMAND, 0, PONG_VECTOR.into())
+        }),
         (TIMER_VECTOR, &|a| {
             a.inc(qword_ptr(TICKED + r15 * 8))?;
             eoi(a)
@@ -441,18 +471,13 @@ fn memory(mca: McaConfig) -> Result<Image> {
         (18, &|a| {
             wrmsr(a, status, 0, 0)?;
             wrmsr(a, MCG_STATUS, 0, 0)?;
-            // Between STI and HLT: an interrupt that comes at the return must not be slept over.
-            let mut running = a.create_label();
-            a.mov(rax, qword_ptr(rsp + SAVED))?;
-            a.cmp(byte_ptr(rax), HLT)?;
-            a.jne(running)?;
-            a.inc(qword_ptr(rsp + SAVED))?;
-            a.set_label(&mut running)?;
+            skip_halt(a)?;
             a.inc(qword_ptr(CHECKED + r15 * 8))
         }),
     ];
-    for (at, (vector, body)) in (HANDLERS..).step_by(0x80).zip(bodies) {
+    for (at, (vector, body)) in (HANDLERS..).step_by(HANDLER as usize).zip(bodies) {
         let code = assemble(|a| handler(a, body), at).context("A handler cannot be assembled")?;
+        ensure!(code.len() as u64 <= HANDLER, "A handler is too long");
         image.write(at, &code);
         image.write(IDT + 16 * u64::from(vector), &gate(at, 0));
     }
