@@ -2,6 +2,9 @@
 //!
 //! It is the innermost lock of the program. A holder never waits for the main loop, a device, DMA or an
 //! event queue.
+//!
+//! It goes round: who asks first is first, and a vCPU that has stood outside for a while runs before the next holder stops
+//! it again, however fast one that steps through a guarded page asks for the baton again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,6 +14,9 @@ use super::Kick;
 
 /// How long a kick may take before it is repeated.
 const KICK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How long a vCPU may be kept outside by holders that follow each other.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// The machine is stopping; the vCPU thread ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +44,14 @@ impl Gate {
 struct State {
     held: bool,
     stopping: bool,
+    /// How many have asked for the baton, and how many have given it back.
+    asked: u64,
+    served: u64,
+    /// vCPUs that wait to enter, and since when the first of them does.
+    outside: usize,
+    since: Option<Instant>,
+    /// Those of them that enter before there is another holder.
+    admitted: usize,
 }
 
 /// One per machine.
@@ -68,23 +82,30 @@ impl Baton {
 
     /// A vCPU is about to run: waits while somebody holds the baton, and returns how long it waited.
     pub fn enter(&self, cpu: usize) -> Result<Duration, Stopped> {
-        let mut waited = Duration::ZERO;
-        loop {
-            self.gates[cpu].running.store(true, Ordering::SeqCst);
-            if !self.closed.load(Ordering::SeqCst) {
-                return Ok(waited);
-            }
-            self.leave(cpu);
-            let since = Instant::now();
-            let mut state = self.state();
-            while state.held && !state.stopping {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            if state.stopping {
-                return Err(Stopped);
-            }
-            waited += since.elapsed();
+        self.gates[cpu].running.store(true, Ordering::SeqCst);
+        if !self.closed.load(Ordering::SeqCst) {
+            return Ok(Duration::ZERO);
         }
+        self.leave(cpu);
+        let begun = Instant::now();
+        let mut state = self.state();
+        state.outside += 1;
+        state.since.get_or_insert(begun);
+        while self.closed.load(Ordering::SeqCst) && !state.stopping {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.outside -= 1;
+        state.admitted = state.admitted.saturating_sub(1);
+        if state.outside == 0 {
+            state.since = None;
+        }
+        self.changed.notify_all();
+        if state.stopping {
+            return Err(Stopped);
+        }
+        // Nobody closes it without the lock: it is in.
+        self.gates[cpu].running.store(true, Ordering::SeqCst);
+        Ok(begun.elapsed())
     }
 
     /// A vCPU is back from KVM_RUN.
@@ -106,7 +127,9 @@ impl Baton {
     /// Takes the baton while vCPUs run: no guard changes and no other takes it, until [`Held::stand_still`] or the end.
     pub fn hold(self: &Arc<Self>) -> Result<Held, Stopped> {
         let mut state = self.state();
-        while state.held && !state.stopping {
+        let turn = state.asked;
+        state.asked += 1;
+        while (state.held || state.served != turn || state.admitted > 0) && !state.stopping {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.stopping {
@@ -177,8 +200,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut state = self.baton.state();
         state.held = false;
+        state.served += 1;
         if !state.stopping {
             self.baton.closed.store(false, Ordering::SeqCst);
+        }
+        if state.since.is_some_and(|since| since.elapsed() >= PATIENCE) {
+            state.admitted = state.outside;
         }
         self.baton.changed.notify_all();
     }
@@ -204,6 +231,47 @@ mod tests {
         assert!(!other.is_finished(), "there is one holder");
         drop(held);
         assert_eq!(other.join().unwrap(), Ok(()));
+    }
+
+    #[test]
+    fn who_asks_first_is_first() {
+        let baton = Baton::new(1);
+        let held = baton.take().unwrap();
+        let order = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _held = baton.take().unwrap();
+                order.lock().unwrap().push("the other");
+            });
+            while baton.state().asked < 2 {
+                thread::yield_now();
+            }
+            drop(held);
+            let _held = baton.take().unwrap();
+            order.lock().unwrap().push("the same again");
+        });
+        assert_eq!(*order.lock().unwrap(), ["the other", "the same again"]);
+    }
+
+    #[test]
+    fn holders_that_follow_each_other_do_not_shut_a_vcpu_out() {
+        let baton = Baton::new(1);
+        let held = baton.take().unwrap();
+        thread::scope(|scope| {
+            let vcpu = scope.spawn(|| {
+                baton.enter(0).unwrap();
+                baton.leave(0);
+            });
+            while baton.state().outside == 0 {
+                thread::yield_now();
+            }
+            thread::sleep(PATIENCE);
+            drop(held);
+            let again = baton.take().unwrap();
+            assert_eq!(baton.state().outside, 0, "it was let in before");
+            drop(again);
+            vcpu.join().unwrap();
+        });
     }
 
     #[test]
