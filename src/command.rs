@@ -13,6 +13,7 @@ mod cper;
 mod disk;
 mod error;
 mod event;
+mod firmware;
 mod injection;
 mod mce;
 mod poison;
@@ -38,6 +39,7 @@ pub use self::disk::{
 };
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
+pub use self::firmware::{FirmwareChange, FirmwareFault, FirmwareFaultState, FirmwareState, FirmwareTarget};
 pub use self::injection::{InjectionSeverity, InjectionStep};
 pub use self::mce::{MceClass, MceMode, MceQueued, MceReach, MceRegisters, MceRequest};
 pub use self::poison::{EveryStride, PoisonAlign, PoisonPattern, PoisonPlace, ProcessMemory, RandomLines};
@@ -134,6 +136,13 @@ pub enum Command {
         /// The new answer.
         answer: Option<StaleAnswer>,
     },
+    /// The faults of a device's firmware, changed before if it is asked to. Answers [`Reply::Firmware`].
+    Firmware {
+        /// The device's id.
+        device: String,
+        /// The change.
+        change: FirmwareChange,
+    },
     /// Who maps a memory device, present or departed. Answers [`Reply::Census`].
     Census {
         /// The device's id.
@@ -220,6 +229,7 @@ impl Command {
             Self::Insert { .. } => "insert",
             Self::Census { .. } => "census",
             Self::Stale { .. } => "stale",
+            Self::Firmware { .. } => "firmware",
             Self::Cper { .. } => "cper",
             Self::Disk(command) => command.name(),
             Self::ShowOperation { .. } => "operation",
@@ -256,6 +266,7 @@ impl Command {
             | Self::Remove { .. }
             | Self::Insert { .. }
             | Self::Census { .. }
+            | Self::Firmware { .. }
             | Self::Cper { .. } => {
                 (&[Running, Paused], "do it while the machine runs, after the event machine_started")
             }

@@ -61,6 +61,22 @@ pub enum Effect {
         /// Index of the unit.
         unit: u32,
     },
+    /// The answer to a firmware call met a planned fault ([`crate::nvdimm::CallFault`]).
+    FirmwareFault {
+        /// Index of the unit.
+        unit: u32,
+        /// What was called.
+        callee: crate::nvdimm::Callee,
+        /// The function of a `_DSM`.
+        function: u32,
+        /// The first word of the answer, if it is that long.
+        status: Option<u32>,
+    },
+    /// The processor that made this access stands still for a time.
+    Stall {
+        /// How long.
+        time: std::time::Duration,
+    },
     /// Error sources have gone on ([`crate::ghes::ErrorSources::take_happened`]).
     ErrorSources,
     /// The guest wants an error injected; [`crate::einj::Einj::finish`] is told how that went.

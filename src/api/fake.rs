@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::Executor;
 use crate::command::{
     Census, CensusHalf, ClearedBy, Command, CperAccepted, DiskArmed, DiskCommand, DiskDisarmed, DiskInfo,
-    DiskList, DiskReleased, DiskReply, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState,
-    MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded, PoisonCleared,
-    PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, RemoveMode, Reply,
-    StaleState,
+    DiskList, DiskReleased, DiskReply, Error, ErrorCode, Event, EventBus, FirmwareChange, FirmwareFaultState,
+    FirmwareState, MachineInfo, MachineState, MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation,
+    OperationState, PoisonAdded, PoisonCleared, PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced,
+    PoisonPolicy, PoisonState, RemoveMode, Reply, StaleState,
 };
 use crate::config::{Channel, PmemSource, Via};
 use crate::host::usage::Usage;
@@ -282,6 +282,16 @@ impl Executor for FakeMachine {
             Command::Stale { device, answer } => {
                 let accesses = state.find(&device)?.0.stale_accesses;
                 Reply::Stale(StaleState { device, answer: answer.unwrap_or_default(), accesses })
+            }
+            Command::Firmware { device, change } => {
+                state.find(&device)?;
+                let faults = match change {
+                    FirmwareChange::Plan(fault) => {
+                        vec![fault.plan().map(|_| FirmwareFaultState { fault, met: 0 })?]
+                    }
+                    FirmwareChange::Show | FirmwareChange::Forget => Vec::new(),
+                };
+                Reply::Firmware(FirmwareState { device, faults })
             }
             Command::Census { device } => {
                 let found = &state.find(&device)?.0;

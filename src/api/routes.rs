@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use super::request::{Input, wrong_value};
 use crate::command::{
     Census, Command, CperAccepted, CperRequest, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskInfo,
-    DiskList, DiskRelease, DiskReleased, Error, ErrorCode, MachineInfo, MceQueued, MceRequest, MemoryDevice,
-    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace, PoisonPlaced,
-    PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode, StaleChange, StaleState,
+    DiskList, DiskRelease, DiskReleased, Error, ErrorCode, FirmwareChange, FirmwareFault, FirmwareState,
+    MachineInfo, MceQueued, MceRequest, MemoryDevice, NotifyKind, Operation, PoisonAdded, PoisonCleared,
+    PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode,
+    StaleChange, StaleState,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{Address, TimeSpan};
@@ -109,6 +110,10 @@ const MOST_LISTED: usize = 100_000;
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
+}
+
+fn firmware(input: &Input<'_>, change: FirmwareChange) -> Result<Action, Error> {
+    Ok(Action::Execute(Command::Firmware { device: input.id(), change }))
 }
 
 /// The memory devices of a machine.
@@ -270,6 +275,48 @@ pub const ROUTES: &[Route] = &[
             let StaleChange { answer } = input.body()?;
             Ok(Action::Execute(Command::Stale { device: input.id(), answer: Some(answer) }))
         },
+    },
+    Route {
+        method: "GET",
+        path: "/v1/memory/{id}/firmware",
+        name: "firmware",
+        summary: "The faults of a device's firmware, and what they have met",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<FirmwareState>),
+        errors: &[ErrorCode::NoSuchDevice, ErrorCode::WrongState, ErrorCode::WrongDeviceState],
+        handler: |input| firmware(input, FirmwareChange::Show),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/memory/{id}/firmware",
+        name: "firmware_fail",
+        summary: "Make a device's firmware fail calls of the guest, or answer them late or wrong",
+        query: &[],
+        request: Some(of::<FirmwareFault>),
+        status: 200,
+        reply: ReplyKind::Object(of::<FirmwareState>),
+        errors: &[
+            ErrorCode::BadJson,
+            ErrorCode::InvalidConfig,
+            ErrorCode::NoSuchDevice,
+            ErrorCode::WrongState,
+            ErrorCode::WrongDeviceState,
+        ],
+        handler: |input| firmware(input, FirmwareChange::Plan(input.body()?)),
+    },
+    Route {
+        method: "DELETE",
+        path: "/v1/memory/{id}/firmware",
+        name: "firmware_behave",
+        summary: "Forget the faults of a device's firmware",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<FirmwareState>),
+        errors: &[ErrorCode::NoSuchDevice, ErrorCode::WrongState, ErrorCode::WrongDeviceState],
+        handler: |input| firmware(input, FirmwareChange::Forget),
     },
     Route {
         method: "GET",

@@ -12,9 +12,9 @@ use super::mce::MceArgs;
 use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
 use crate::command::{
-    CperCommon, CperRequest, CperSection, Error, EveryStride, NotifyKind, Operation, OperationState,
-    PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines, StaleAnswer,
-    StaleChange,
+    CperCommon, CperRequest, CperSection, Error, EveryStride, FirmwareFault, NotifyKind, Operation,
+    OperationState, PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines,
+    StaleAnswer, StaleChange,
 };
 use crate::config::{Channel, ConfigError, Pmem};
 use crate::memory::LINE_SIZE;
@@ -89,6 +89,14 @@ pub enum Request {
         /// What it gets from now on
         #[arg(long, value_enum)]
         answer: Option<StaleAnswer>,
+    },
+    /// Make the firmware of a device fail calls of the guest, answer them late or wrong, or behave again
+    Firmware {
+        /// The device
+        device: String,
+        /// What it is to do [default: say what it does]
+        #[command(subcommand)]
+        order: Option<FirmwareOrder>,
     },
     /// Who maps a memory device, or the addresses of one that has departed
     Census {
@@ -210,6 +218,15 @@ pub enum Insert {
         #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
         wait: Option<String>,
     },
+}
+
+/// What firmware is to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum FirmwareOrder {
+    /// Fail: the answer to a call is a failure, comes late, or is not what it should be
+    Fail(FirmwareFault),
+    /// Behave: forget all faults
+    Behave,
 }
 
 /// What to tell the guest of.
@@ -369,6 +386,16 @@ impl Session {
             Request::Stale { device, answer: Some(answer) } => {
                 let change = StaleChange { answer: *answer };
                 self.ask("PATCH", &memory(device, "/stale"), Some(&json!(change)), output)
+            }
+            Request::Firmware { device, order } => {
+                let target = memory(device, "/firmware");
+                match order {
+                    None => self.ask("GET", &target, None, output),
+                    Some(FirmwareOrder::Fail(fault)) => {
+                        self.ask("POST", &target, Some(&json!(fault)), output)
+                    }
+                    Some(FirmwareOrder::Behave) => self.ask("DELETE", &target, None, output),
+                }
             }
             Request::Census { device } => self.ask("GET", &memory(device, "/census"), None, output),
             Request::Disk(disk) => {

@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Census, CperSeverity, DiskOutcome, DiskRequest, DiskStatus, DiskTransfer, Error, InjectionSeverity,
-    InjectionStep, NotifyKind, RemoveMode,
+    Census, CperSeverity, DiskOutcome, DiskRequest, DiskStatus, DiskTransfer, Error, FirmwareTarget,
+    InjectionSeverity, InjectionStep, NotifyKind, RemoveMode,
 };
 use crate::config::Channel;
 use crate::units::{Address, ByteRange};
@@ -340,17 +340,18 @@ pub enum Event {
         /// What it says.
         kind: NotifyKind,
     },
-    /// The guest's firmware call (`_DSM`, `_FIT`) was answered.
-    FirmwareCall {
+    /// The answer to the guest's firmware call met a planned fault.
+    FirmwareFault {
         /// The device.
         device: String,
-        /// `root`, `dimm` or `fit`.
-        target: String,
+        /// What was called.
+        target: FirmwareTarget,
         /// Function of a `_DSM`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         function: Option<u32>,
-        /// The answer's status word.
-        status: u32,
+        /// The first word of the answer, in most of them the status; none if it is shorter.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        status: Option<u32>,
     },
     /// A removal went a step on.
     Removal {

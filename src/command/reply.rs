@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Census, CperAccepted, DiskReply, Error, MceQueued, RemoveMode};
+use super::{Census, CperAccepted, DiskReply, Error, FirmwareState, MceQueued, RemoveMode};
 use crate::config::{Channel, Via};
 use crate::host::usage::Usage;
 use crate::memory::{GuardMethod, PoisonPolicy, StaleAnswer};
@@ -42,6 +42,8 @@ pub enum Reply {
     Census(Box<Census>),
     /// What touching a departed device does.
     Stale(StaleState),
+    /// The faults of a device's firmware.
+    Firmware(FirmwareState),
 }
 
 /// What a machine does.

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aconite_devices::bus::{Bus, Effect, Effects};
 use vmm_sys_util::eventfd::EventFd;
@@ -279,8 +280,23 @@ impl Cpu {
             if matches!(effect, Effect::PowerOff | Effect::Reset) {
                 self.baton.stop();
             }
-            self.mailbox.send(Message::Effect(effect));
+            match effect {
+                Effect::Stall { time } => self.stand_still(time),
+                effect => self.mailbox.send(Message::Effect(effect)),
+            }
         }
         None
+    }
+
+    /// Does not run the guest for a time, as if firmware had the processor.
+    fn stand_still(&self, time: Duration) {
+        let start = Instant::now();
+        while !self.baton.stopping() {
+            let left = time.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                break;
+            }
+            thread::sleep(left.min(LOOK_AGAIN));
+        }
     }
 }

@@ -15,6 +15,7 @@ mod dimm;
 mod disk;
 mod dma;
 mod errors;
+mod firmware;
 mod injection;
 mod mce;
 mod media;
@@ -464,6 +465,14 @@ impl Machine {
                 self.built.memory.scrub_started(unit);
                 None
             }
+            Effect::FirmwareFault { unit, callee, function, status } => {
+                self.built.memory.firmware_failed(unit, callee, function, status);
+                None
+            }
+            Effect::Stall { time } => {
+                tracing::warn!(?time, "a stall of no processor");
+                None
+            }
             Effect::ErrorSources => {
                 self.built.errors.proceed();
                 None
@@ -578,6 +587,7 @@ impl Machine {
                 memory.poison_policy(device, *change).map(Reply::PoisonPolicy)
             }
             Command::Stale { device, answer } => memory.stale(device, *answer).map(Reply::Stale),
+            Command::Firmware { device, change } => memory.firmware(device, change).map(Reply::Firmware),
             Command::Notify { device, kind } => {
                 memory.notify(&self.built.platform, device, *kind).map(|()| Reply::Done)
             }

@@ -106,6 +106,65 @@ fn poison_and_health_survive_a_kill() {
     guest.finish("exit 0").assert_ended(0, "power_off");
 }
 
+/// `ndctl monitor` hears of health that crosses a threshold; new firmware is sent, armed, and activated in a live
+/// machine, or by the next start.
+fn health_and_firmware(kernel: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let pmem = format!("file={},size=512M,id=p0", dir.path().join("p0.img").display());
+    let boot = || {
+        let mut guest = Run::kernel(kernel).size(2, "1G").pmem(&pmem).tools(&["ndctl"]).shell();
+        guest.until_ok("test -b /dev/pmem0", PMEM);
+        guest
+    };
+    let version = |guest: &mut Machine, which: &str| {
+        json(&guest.ok("ndctl list -DF"))[0]["firmware"][which].as_u64().unwrap_or(0)
+    };
+    let mut guest = boot();
+    guest.ok("(ndctl monitor -l /tmp/monitor.log -D all >/dev/null 2>&1 &) && sleep 3");
+    guest.ok("ndctl inject-smart -m 99 nmem0");
+    let line = guest.until_ok("grep dimm-media-temperature /tmp/monitor.log", PMEM);
+    let heard = json(line.lines().next().unwrap());
+    assert_eq!(heard["event"]["dimm-media-temperature"], true, "{heard}");
+    assert_eq!(heard["event"]["dimm-spares-remaining"], false, "{heard}");
+    assert_eq!(heard["dimm"]["health"]["temperature_celsius"], 99.0, "{heard}");
+    let events = guest.events_named(0, "notify_sent");
+    assert!(events.iter().any(|event| event["kind"] == "health"), "{events:?}");
+
+    let old = version(&mut guest, "current_version");
+    guest.ok("seq 60000 > /tmp/firmware");
+    guest.ok("ndctl update-firmware -f /tmp/firmware nmem0 2>&1");
+    let next = version(&mut guest, "next_version");
+    assert_ne!(next, old);
+    assert_eq!(version(&mut guest, "current_version"), old, "it waits");
+    guest.ok("ndctl activate-firmware ndbus0 2>&1");
+    assert_eq!(version(&mut guest, "current_version"), next, "activated while the machine runs");
+    guest.ok("seq 70000 > /tmp/firmware");
+    guest.ok("ndctl update-firmware -f /tmp/firmware nmem0 2>&1");
+    let later = version(&mut guest, "next_version");
+    guest.finish("exit 0").assert_ended(0, "power_off");
+
+    let mut guest = boot();
+    assert_eq!(version(&mut guest, "current_version"), later, "activated by the start");
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
+#[test]
+fn health_is_monitored_and_firmware_activated() {
+    health_and_firmware("6.12");
+}
+
+#[test]
+#[ignore = "wide"]
+fn health_is_monitored_and_firmware_activated_on_6_1() {
+    health_and_firmware("6.1");
+}
+
+#[test]
+#[ignore = "wide"]
+fn health_is_monitored_and_firmware_activated_on_7() {
+    health_and_firmware("7.x");
+}
+
 /// The region of this size.
 fn region(guest: &mut Machine, size: u64) -> String {
     guest.until_ok(&format!("grep -qx {size} /sys/bus/nd/devices/region*/size"), PMEM);

@@ -15,6 +15,7 @@ mod ars;
 mod clear;
 mod dimm;
 mod dsm;
+mod fault;
 mod flush;
 mod inject;
 mod interleave;
@@ -30,6 +31,7 @@ pub use dimm::{
     Dimm, DimmConfig, Family, Forgetful, Keeper, LABEL_AREA_MAX, LABEL_AREA_MIN, LABEL_AREA_SIZE, NotKept,
     Record, empty_area, has_index,
 };
+pub use fault::{CallFault, Callee, Deed, PlannedFault};
 pub use flush::FlushHint;
 pub use interleave::{Interleave, Place, Share};
 pub use media::Media;

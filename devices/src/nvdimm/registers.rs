@@ -7,6 +7,8 @@ use aconite_acpi::platform::unit::{DOORBELL, EJECT, OS_STATUS, OsStatus, STATUS,
 use aconite_acpi::platform::{self, EventTarget, FirmwareEvent, mailbox as layout, notify};
 
 use super::dimm::{label_information, label_read, label_write};
+use super::dsm::Request;
+use super::fault::{Callee, distort, failure};
 use super::mailbox::{Call, reply};
 use super::root;
 use super::unit::{Unit, UnitTable};
@@ -55,30 +57,58 @@ impl Units {
         }
     }
 
-    /// The output of a call; `None` if there is no such call.
+    /// The output of a call, and what faults make of it; `None` if there is no such call.
     fn answer(&self, unit: Option<&Unit>, code: u32, call: &Call, effects: &mut Effects) -> Option<Vec<u8>> {
         let request = call.request();
         let (call, number) = platform::Call::decode(code)?;
-        let dimm = unit.and_then(|unit| unit.dimm(number));
-        let output = match call {
-            platform::Call::RootDsm => root::call(unit, &request, effects),
-            platform::Call::DimmDsm => {
-                let unit = unit?;
-                let answer = dimm?.dsm(&|| unit.erase(number), &request)?;
-                if answer.alarm {
-                    let target = EventTarget::Dimm { unit: unit.slot(), dimm: number };
-                    effects.push(Effect::Notify(FirmwareEvent { target, code: notify::DIMM_HEALTH }));
-                }
-                Some(answer.output)
-            }
-            platform::Call::LabelInformation => Some(label_information(dimm)),
-            platform::Call::LabelRead => Some(label_read(dimm, request.input)),
-            platform::Call::LabelWrite => Some(label_write(dimm, request.input)),
-            // A unit that has gone has no sub-tables.
-            platform::Call::Fit => Some(unit.map(|unit| unit.fit().to_vec()).unwrap_or_default()),
+        let callee = Callee::of(call, &request);
+        let deeds = unit.map(|unit| unit.meet_faults(callee, request.function)).unwrap_or_default();
+        let Some(unit) = unit.filter(|_| !deeds.is_empty()) else {
+            return carry_out(unit, call, number, &request, effects);
         };
-        output.filter(|output| output.len() as u64 <= layout::OUTPUT_MAX)
+        let failed = failure(&deeds, callee, &request);
+        let mut output = failed.or_else(|| carry_out(Some(unit), call, number, &request, effects))?;
+        let time = distort(&deeds, &mut output);
+        effects.push(Effect::FirmwareFault {
+            unit: unit.slot(),
+            callee,
+            function: request.function,
+            status: output.first_chunk().map(|word| u32::from_le_bytes(*word)),
+        });
+        if !time.is_zero() {
+            effects.push(Effect::Stall { time });
+        }
+        Some(output)
     }
+}
+
+/// The output of a call; `None` if there is no such call.
+fn carry_out(
+    unit: Option<&Unit>,
+    call: platform::Call,
+    number: u32,
+    request: &Request<'_>,
+    effects: &mut Effects,
+) -> Option<Vec<u8>> {
+    let dimm = unit.and_then(|unit| unit.dimm(number));
+    let output = match call {
+        platform::Call::RootDsm => root::call(unit, request, effects),
+        platform::Call::DimmDsm => {
+            let unit = unit?;
+            let answer = dimm?.dsm(&|| unit.erase(number), request)?;
+            if answer.alarm {
+                let target = EventTarget::Dimm { unit: unit.slot(), dimm: number };
+                effects.push(Effect::Notify(FirmwareEvent { target, code: notify::DIMM_HEALTH }));
+            }
+            Some(answer.output)
+        }
+        platform::Call::LabelInformation => Some(label_information(dimm)),
+        platform::Call::LabelRead => Some(label_read(dimm, request.input)),
+        platform::Call::LabelWrite => Some(label_write(dimm, request.input)),
+        // A unit that has gone has no sub-tables.
+        platform::Call::Fit => Some(unit.map(|unit| unit.fit().to_vec()).unwrap_or_default()),
+    };
+    output.filter(|output| output.len() as u64 <= layout::OUTPUT_MAX)
 }
 
 impl BusDevice for Units {

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::ars::{MAX_RECORDS, Scrub, output_size};
 use super::dimm::Dimm;
+use super::fault::{CallFault, Callee, Deed, PlannedFault};
 use super::interleave::{Interleave, Place, Share};
 use super::media::Media;
 use crate::bus::lock;
@@ -151,6 +152,7 @@ pub struct Unit {
     /// Its ranges in the order of their addresses.
     config: UnitConfig,
     scrub: Mutex<Option<Scrub>>,
+    faults: Mutex<Vec<PlannedFault>>,
 }
 
 impl Unit {
@@ -184,7 +186,7 @@ impl Unit {
             return Err(UnitError::Fit { slot, length: config.fit.len() });
         }
         config.ranges.sort_by_key(|range| range.base);
-        Ok(Self { config, scrub: Mutex::new(None) })
+        Ok(Self { config, scrub: Mutex::new(None), faults: Mutex::new(Vec::new()) })
     }
 
     /// Index of the unit.
@@ -246,6 +248,30 @@ impl Unit {
     pub fn take_scrub_end(&self) -> bool {
         let now = self.now();
         lock(&self.scrub).as_mut().is_some_and(|scrub| scrub.take_end(now))
+    }
+
+    /// Plans a fault of its firmware.
+    pub fn plan_fault(&self, fault: CallFault) {
+        lock(&self.faults).push(PlannedFault::new(fault));
+    }
+
+    /// The faults that are planned or were.
+    pub fn faults(&self) -> Vec<PlannedFault> {
+        lock(&self.faults).clone()
+    }
+
+    /// Its firmware behaves from now on.
+    pub fn forget_faults(&self) {
+        lock(&self.faults).clear();
+    }
+
+    /// Counts a call, and returns what is to become of its answer.
+    pub(super) fn meet_faults(&self, callee: Callee, function: u32) -> Vec<Deed> {
+        let mut faults = lock(&self.faults);
+        let met = faults
+            .iter_mut()
+            .filter_map(|planned| planned.meets(callee, function).then(|| planned.fault.deed.clone()));
+        met.collect()
     }
 
     /// The last scrub.

@@ -36,6 +36,10 @@ const ERRORS: [&str; 11] = [
 /// The suites about memory that goes away.
 const REMOVAL: [&str; 6] = ["removal::", "repurposed::", "kmem::", "cycles::", "defects::", "mapped::"];
 
+/// The suites about NVDIMMs and their firmware.
+const NVDIMM: [&str; 7] =
+    ["nvdimm::", "topology::", "lies::", "firmware::", "scrub::", "security::", "misbehaving::"];
+
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.
 const GUESTS: &str = "2";
@@ -65,7 +69,7 @@ enum Suite {
     Doctor,
     /// Options, files and images that are wrong
     Input,
-    /// Persistent memory as guests see it, and what it keeps
+    /// Persistent memory as guests see it, its firmware, and what it keeps
     Nvdimm,
     /// Guests that mean harm
     Hostile,
@@ -88,7 +92,7 @@ impl Suite {
             Self::Api => ("e2e", &["api::"]),
             Self::Doctor => ("e2e", &["doctor::"]),
             Self::Input => ("e2e", &["input::"]),
-            Self::Nvdimm => ("e2e", &["nvdimm::", "topology::", "lies::"]),
+            Self::Nvdimm => ("e2e", &NVDIMM),
             Self::Hostile => ("e2e", &["hostile::"]),
             Self::Host => ("nested_host", &[]),
         }

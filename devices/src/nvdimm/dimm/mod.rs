@@ -15,10 +15,10 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-pub(super) use self::intel::Answer;
 #[cfg(test)]
 pub(super) use self::intel::UUID as INTEL;
 pub(super) use self::intel::firmware::{Activity, activate, activity};
+pub(super) use self::intel::{Answer, function};
 pub use self::keeper::{Forgetful, Keeper, NotKept};
 use self::labels::LabelError;
 pub use self::labels::{LABEL_AREA_MAX, LABEL_AREA_SIZE};

@@ -44,14 +44,24 @@ pub const CATALOG: &[Entry] = &[
     Entry {
         name: "tools",
         suite: "trixie",
-        purpose: "programs for guests: busybox, ndctl, daxctl, cxl, mkfs for ext4 and XFS; iasl for the tests",
+        purpose: "programs for guests: busybox, ndctl, daxctl, cxl, keyctl, mkfs for ext4 and XFS; iasl for the tests",
         default: true,
         kind: Kind::Root {
-            packages: &["busybox-static", "ndctl", "daxctl", "cxl", "e2fsprogs", "xfsprogs", "acpica-tools"],
+            packages: &[
+                "busybox-static",
+                "ndctl",
+                "daxctl",
+                "cxl",
+                "keyutils",
+                "e2fsprogs",
+                "xfsprogs",
+                "acpica-tools",
+            ],
             programs: &[
                 "ndctl",
                 "daxctl",
                 "cxl",
+                "keyctl",
                 "mke2fs",
                 "e2fsck",
                 "mkfs.xfs",

@@ -1,0 +1,89 @@
+//! Passphrases of DIMMs: ndctl and the kernel's key service against the firmware's model.
+//!
+//! Linux enables nothing on a DIMM that it has unlocked or erased unless it can flush the caches of all processors, and
+//! takes it that it cannot under a hypervisor (`cpu_cache_has_invalidate_memregion`): these guests see none.
+
+use aconite_tests::machine::PMEM;
+use aconite_tests::{Machine, Run};
+
+const SECURITY: &str = "cat /sys/bus/nd/devices/nmem0/security";
+const KEY: &str = "keyctl add user nvdimm-master 0123456789abcdef0123456789abcdef @u && keyctl link @u @s";
+
+/// Carries out an ndctl command on nmem0 that says that it was done once.
+#[track_caller]
+fn ndctl(guest: &mut Machine, command: &str) {
+    let reply = guest.ok(&format!("ndctl {command} 2>&1"));
+    assert!(reply.contains("for 1 nmem") || reply.contains(" 1 nmem"), "{command}: {reply}");
+}
+
+fn life(kernel: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let pmem = format!("file={},size=512M,id=p0", dir.path().join("p0.img").display());
+    let boot = || {
+        let run = Run::kernel(kernel).size(2, "1G").pmem(&pmem).tools(&["ndctl", "keyctl"]);
+        let mut guest = run.args(["--cpu", "hypervisor=off"]).shell();
+        guest.until_ok(&format!("{SECURITY} >/dev/null"), PMEM);
+        guest.ok("mkdir -p /etc/ndctl/keys");
+        guest.ok(KEY);
+        guest
+    };
+
+    let mut guest = boot();
+    guest.until_ok("test -b /dev/pmem0", PMEM);
+    guest.scrubbed();
+    guest.ok("echo secret > /dev/pmem0");
+    assert_eq!(guest.ok(SECURITY), "disabled");
+    guest.ok("ndctl disable-region all");
+    ndctl(&mut guest, "setup-passphrase nmem0 -k user:nvdimm-master");
+    assert_eq!(guest.ok(SECURITY), "unlocked");
+    ndctl(&mut guest, "update-passphrase nmem0 -k user:nvdimm-master");
+    let blob = guest.ok("cd /etc/ndctl/keys && ls *.blob");
+    let key = guest.ok("cat /etc/ndctl/keys/*.blob");
+    guest.finish("exit 0").assert_ended(0, "power_off");
+
+    // Power has been off: the DIMM is locked, and Linux gets to none of its data.
+    let mut guest = boot();
+    assert_eq!(guest.ok(SECURITY), "locked");
+    assert_ne!(guest.sh("test -b /dev/pmem0").status, 0);
+    guest.ok(&format!("printf %s '{key}' > \"/etc/ndctl/keys/{blob}\""));
+    guest.ok("ndctl load-keys 2>&1");
+    guest.ok("ndctl disable-region all; ndctl disable-dimm nmem0; ndctl enable-dimm nmem0 2>&1");
+    assert_eq!(guest.ok(SECURITY), "unlocked");
+    guest.ok("ndctl enable-region all 2>&1");
+    guest.until_ok("test -b /dev/pmem0", PMEM);
+    assert_eq!(guest.ok("head -n 1 /dev/pmem0"), "secret");
+    guest.ok("ndctl disable-region all");
+    ndctl(&mut guest, "sanitize-dimm nmem0 --crypto-erase");
+    assert_eq!(guest.ok(SECURITY), "disabled");
+    guest.ok("ndctl enable-region all 2>&1");
+    guest.until_ok("test -b /dev/pmem0", PMEM);
+    assert_eq!(guest.ok("head -c 4096 /dev/pmem0 | tr -d '\\000' | wc -c"), "0", "all is erased");
+
+    guest.ok("ndctl disable-region all");
+    ndctl(&mut guest, "setup-passphrase nmem0 -k user:nvdimm-master");
+    ndctl(&mut guest, "remove-passphrase nmem0");
+    assert_eq!(guest.ok(SECURITY), "disabled");
+    ndctl(&mut guest, "setup-passphrase nmem0 -k user:nvdimm-master");
+    guest.ok("ndctl disable-dimm nmem0");
+    ndctl(&mut guest, "sanitize-dimm nmem0 --overwrite");
+    guest.ok("ndctl wait-overwrite nmem0 2>&1");
+    assert_eq!(guest.ok(SECURITY), "disabled");
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
+#[test]
+fn a_passphrase_locks_the_dimm_when_power_goes() {
+    life("6.12");
+}
+
+#[test]
+#[ignore = "wide"]
+fn a_passphrase_locks_the_dimm_when_power_goes_on_6_1() {
+    life("6.1");
+}
+
+#[test]
+#[ignore = "wide"]
+fn a_passphrase_locks_the_dimm_when_power_goes_on_7() {
+    life("7.x");
+}
