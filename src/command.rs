@@ -126,7 +126,7 @@ pub enum Command {
     /// Puts a device into a free slot. Answers [`Reply::Operation`].
     Insert {
         /// The device. Its `at` names an address or a departed device.
-        pmem: Pmem,
+        pmem: Box<Pmem>,
     },
     /// What touching a memory device does once it has departed, changed before if it is asked to. Answers
     /// [`Reply::Stale`].

@@ -155,7 +155,7 @@ fn every_route_leads_to_its_command() {
             "POST",
             "/v1/memory",
             r#"{"id": "p1", "size": "1G", "at": "p0"}"#,
-            Command::Insert { pmem: Pmem::parse("pmem", "id=p1,size=1G,at=p0").unwrap() },
+            Command::Insert { pmem: Box::new(Pmem::parse("pmem", "id=p1,size=1G,at=p0").unwrap()) },
         ),
     ];
     for (method, target, body, command) in cases {

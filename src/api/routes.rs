@@ -186,7 +186,7 @@ pub const ROUTES: &[Route] = &[
         handler: |input| {
             let pmem = Pmem::try_from(input.body::<PmemKeys>()?)?;
             validate_insert(&pmem, &[])?;
-            Ok(Action::Execute(Command::Insert { pmem }))
+            Ok(Action::Execute(Command::Insert { pmem: Box::new(pmem) }))
         },
     },
     Route {
