@@ -209,8 +209,8 @@ mod tests {
         assert!(platform.push(event(2, 0x81)));
         assert!(platform.push(container));
         assert_eq!(line.count(), 2);
-        assert_eq!(read_u32(&mut platform, EVENT), 0x0881);
-        assert_eq!(read_u32(&mut platform, EVENT), 0x0401);
+        assert_eq!(read_u32(&mut platform, EVENT), 0x4681);
+        assert_eq!(read_u32(&mut platform, EVENT), 0x2301);
         assert_eq!(read_u32(&mut platform, EVENT), 0);
         assert_eq!(platform.pending(), 0);
     }

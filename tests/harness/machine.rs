@@ -107,6 +107,16 @@ impl Machine {
         assert_eq!(reply, Reply { status: 0, text: "ready".into() });
     }
 
+    /// What the vCPUs of a guest do that has fallen silent: it is told to quit.
+    fn vcpus(&self) -> Value {
+        self.run_ctl(&["quit"]);
+        let end = Instant::now() + END;
+        while self.record().result().is_none() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(100));
+        }
+        self.record().result().map_or(Value::Null, |result| result["vcpus"].clone())
+    }
+
     fn heard(&self) -> String {
         format!("stdout:\n{}\nstderr:\n{}", self.stdout.text(), self.stderr.text())
     }
@@ -135,7 +145,7 @@ impl Machine {
         self.type_in(line.as_bytes());
         let mark = format!("\nEND-{}=", self.commands);
         let Some(after) = self.stdout.wait_for(from, &mark, limit) else {
-            panic!("no answer to {script:?} within {limit:?}; {}", self.heard())
+            panic!("no answer to {script:?} within {limit:?}; vCPUs: {}; {}", self.vcpus(), self.heard())
         };
         let end = self.stdout.wait_for(after, ".\n", limit).expect("the status");
         let status = self.stdout.between(after, end - 2).parse().expect("a status");

@@ -19,7 +19,7 @@ const MATRIX: &str = "aconite-matrix";
 const KERNELS: [&str; 2] = ["6.1", "7.x"];
 
 /// The suites that are about memory errors.
-const ERRORS: [&str; 11] = [
+const ERRORS: [&str; 12] = [
     "matrix::",
     "outcomes::",
     "mce::",
@@ -30,11 +30,23 @@ const ERRORS: [&str; 11] = [
     "einj::",
     "erst::",
     "dma::",
+    "backings::",
     "host_poison::",
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 6] = ["removal::", "repurposed::", "kmem::", "cycles::", "defects::", "mapped::"];
+const REMOVAL: [&str; 10] = [
+    "removal::",
+    "repurposed::",
+    "kmem::",
+    "cycles::",
+    "defects::",
+    "mapped::",
+    "ports::",
+    "virtio_pmem::",
+    "disk::",
+    "dma_held::",
+];
 
 /// The suites about NVDIMMs and their firmware.
 const NVDIMM: [&str; 7] =
