@@ -37,8 +37,8 @@ const NMI_VECTOR: u8 = 2;
 const AGAIN_MS: u32 = 1;
 /// How long a bystander may take to leave its handler of the error before (the time-out of `mce_timed_out`).
 const HANDLER: Duration = Duration::from_secs(1);
-/// How often a bystander that has cleared MCIP runs for [`AGAIN_MS`] before it counts as returned: a timer may interrupt
-/// it before it has done anything.
+/// How often a bystander that has cleared MCIP runs for [`AGAIN_MS`] before it counts as returned, if its handler has no
+/// stack of its own by which that can be told: a timer may interrupt it before it has done anything.
 const RETURNS: u32 = 3;
 
 /// An error to raise, and how far it goes.
@@ -186,15 +186,22 @@ impl Queue {
         true
     }
 
-    /// Takes out the first one whose time has come, for a vCPU whose handler is `in_progress` or was. A share that waits
-    /// for the end of the handler keeps what is behind it waiting; an error that waits for a mode does not.
-    fn next(&self, in_progress: bool, mode: impl Fn() -> Result<Mode, KvmError>) -> Result<Next, KvmError> {
+    /// Takes out the first one whose time has come, for a vCPU whose handler is `in_progress` or was; `on_stack` says
+    /// whether it stands on the handler's stack, if that is known. A share that waits for the end of the handler keeps
+    /// what is behind it waiting; an error that waits for a mode does not.
+    fn next(
+        &self,
+        in_progress: bool,
+        on_stack: impl Fn() -> Result<Option<bool>, KvmError>,
+        mode: impl Fn() -> Result<Mode, KvmError>,
+    ) -> Result<Next, KvmError> {
         let mut list = self.list();
         let mut ready = None;
         for (index, item) in list.iter_mut().enumerate() {
             match item {
                 Waiting::Bystander { since, returns } => {
-                    if !waits_for_handler(*since, returns, in_progress) {
+                    let left = if in_progress { None } else { on_stack()?.map(|on_stack| !on_stack) };
+                    if !left.map_or_else(|| waits_for_handler(*since, returns, in_progress), |left| !left) {
                         ready = Some(index);
                     }
                     break;
@@ -308,7 +315,15 @@ impl Injector {
     }
 
     /// Delivers what waits for the calling thread's vCPU, which has left the baton and owes KVM no answer to an exit.
-    pub fn deliver_waiting(&self, vcpu: &Vcpu, mca: &mut McaState) -> Result<Turn, KvmError> {
+    /// `on_stack` says whether it stands on the stack of its handler of machine checks
+    /// ([`Traps::on_machine_check_stack`](super::Traps::on_machine_check_stack)): a second machine check there, after MCIP is
+    /// cleared and before the return, would write over the frame of the first.
+    pub fn deliver_waiting(
+        &self,
+        vcpu: &Vcpu,
+        mca: &mut McaState,
+        on_stack: impl Fn() -> Result<Option<bool>, KvmError>,
+    ) -> Result<Turn, KvmError> {
         let Some(queue) = self.shared.queues.get(vcpu.id() as usize) else { return Ok(Turn::Done) };
         if exception_in_flight(&vcpu.events()?) {
             // It may be one that does not come again; the machine check has no place of its own and can wait.
@@ -316,7 +331,7 @@ impl Injector {
             return Ok(Turn::Later);
         }
         loop {
-            let delivered = match queue.next(mca.in_progress(), || Mode::of(vcpu))? {
+            let delivered = match queue.next(mca.in_progress(), &on_stack, || Mode::of(vcpu))? {
                 Next::Nothing => return Ok(Turn::Done),
                 Next::Later => {
                     vcpu.interrupt_within(AGAIN_MS);
@@ -487,7 +502,7 @@ mod tests {
 
     /// What `queue` has for a vCPU that runs in the kernel.
     fn next(queue: &Queue, in_progress: bool) -> Next {
-        queue.next(in_progress, || Ok(Mode::Kernel)).expect("a mode")
+        queue.next(in_progress, || Ok(None), || Ok(Mode::Kernel)).expect("a mode")
     }
 
     #[test]
@@ -510,6 +525,27 @@ mod tests {
     }
 
     #[test]
+    fn a_share_waits_while_the_stack_of_the_handler_is_in_use() {
+        let injector = injector(2);
+        let queue = &injector.shared.queues[0];
+        let next = |in_progress, on_stack| {
+            queue.next(in_progress, || Ok(on_stack), || Ok(Mode::Kernel)).expect("a mode")
+        };
+        let late = Instant::now().checked_sub(HANDLER).expect("a time before");
+        assert!(queue.push(Waiting::Bystander { since: late, returns: 0 }));
+        for _ in 0..=RETURNS {
+            assert!(
+                matches!(next(false, Some(true)), Next::Later),
+                "it has not returned, however long that takes"
+            );
+        }
+        assert!(matches!(next(false, Some(false)), Next::Now(Waiting::Bystander { .. })));
+        injector.tell_others(1);
+        assert!(matches!(next(true, Some(false)), Next::Later), "it is in its handler, on another stack");
+        assert!(matches!(next(false, Some(false)), Next::Now(Waiting::Bystander { .. })));
+    }
+
+    #[test]
     fn what_waits_for_a_mode_lets_others_pass() {
         let injector = injector(1);
         let queue = &injector.shared.queues[0];
@@ -519,7 +555,7 @@ mod tests {
         injector.raise(None, request()).expect("a vCPU");
         assert!(matches!(next(queue, false), Next::Now(Waiting::Own(Injection { mode: None, .. }))));
         assert!(matches!(
-            queue.next(false, || Ok(Mode::User)),
+            queue.next(false, || Ok(None), || Ok(Mode::User)),
             Ok(Next::Now(Waiting::Own(Injection { mode: Some(Mode::User), .. })))
         ));
     }

@@ -26,12 +26,22 @@ use crate::x86::mca::{ErrorClass, MachineError, McaState};
 use crate::x86::moves::plain_move;
 use crate::x86::operands::{AccessKind, Operands};
 use crate::x86::physical::PhysicalAccess;
+use crate::x86::state::CpuState;
+use crate::x86::walk::PhysRead;
 use crate::x86::xstate::XsaveLayout;
 
 /// Iterations of a string instruction that are stepped before other vCPUs get a turn.
 const MOST_ITERATIONS: u32 = 512;
 /// Traps at one RIP without any progress after which the vCPU is declared stuck.
 const MOST_RETRIES: u32 = 100;
+
+/// The machine-check exception.
+const MC_VECTOR: u64 = 18;
+/// Offset of the interrupt stack table in a task state (SDM volume 3, figure 9-11).
+const TSS_STACKS: u64 = 0x24;
+/// Bytes of a handler's stack, or more: Linux has pages that are not mapped between two (`struct cea_exception_stacks` in
+/// arch/x86/include/asm/cpu_entry_area.h).
+const MOST_STACK: u64 = 0x2000;
 
 /// Diagnoses of a vCPU that does not get on.
 const NOT_GUARDED: &str = "none of it is guarded";
@@ -221,6 +231,20 @@ impl Traps {
                 Some(exit)
             }
         })
+    }
+
+    /// Whether the vCPU stands on the stack that the gate of machine checks names in the interrupt stack table; none if
+    /// there is no such stack (SDM volume 3, 7.14.5).
+    pub fn on_machine_check_stack(&self, vcpu: &Vcpu) -> Result<Option<bool>, KvmError> {
+        let state = CpuState {
+            regs: vcpu.regs()?,
+            sregs: vcpu.sregs()?,
+            physical_bits: self.physical_bits,
+            extended: None,
+        };
+        Ok(machine_check_stack(&state, &*self.space).map(|top| {
+            state.privilege() != 3 && (1..=MOST_STACK).contains(&top.wrapping_sub(state.regs.rsp))
+        }))
     }
 
     /// The vCPU did not get on: a guard may have gone meanwhile, so it tries again, but not for ever.
@@ -467,6 +491,17 @@ impl Traps {
     }
 }
 
+/// Top of the stack of the handler of machine checks.
+fn machine_check_stack(state: &CpuState, memory: &impl PhysRead) -> Option<u64> {
+    if !state.long_mode() || !state.protected_mode() {
+        return None;
+    }
+    let word = |linear| memory.read_u64(state.paging().walk(memory, linear).result.ok()?.gpa);
+    let gate = word(state.sregs.idt.base.wrapping_add(16 * MC_VECTOR))?;
+    let slot = (gate >> 32 & 7).checked_sub(1)?;
+    word(state.sregs.tr.base.wrapping_add(TSS_STACKS + 8 * slot))
+}
+
 /// Whether the guest has breakpoints set, which only the processor can honour.
 fn watches_data(vcpu: &Vcpu) -> Result<bool, KvmError> {
     Ok(vcpu.debug_registers()?.dr7 & DR7_ENABLED != 0)
@@ -492,5 +527,39 @@ fn reason(direction: Direction) -> &'static str {
         Direction::Fetch => "an instruction is fetched from a poisoned line",
         Direction::Walk => "a page-table entry lies in a poisoned line",
         _ => "a poisoned line is loaded",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the tables are.
+    const IDT: u64 = 0x1000;
+    const TSS: u64 = 0x2000;
+
+    struct Memory(Vec<u8>);
+
+    impl PhysRead for Memory {
+        fn read_u64(&self, gpa: u64) -> Option<u64> {
+            let bytes = self.0.get(gpa as usize..gpa as usize + 8)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        }
+    }
+
+    #[test]
+    fn the_stack_of_machine_checks_is_found_by_its_gate() {
+        let mut memory = Memory(vec![0; 0x3000]);
+        let mut state = CpuState { physical_bits: 36, ..Default::default() };
+        (state.sregs.cr0, state.sregs.efer) = (1, 1 << 10);
+        (state.sregs.idt.base, state.sregs.tr.base) = (IDT, TSS);
+        assert_eq!(machine_check_stack(&state, &memory), None, "the gate names none");
+        let gate = (IDT + 16 * 18) as usize;
+        memory.0[gate + 4] = 3;
+        let slot = (TSS + 0x24 + 16) as usize;
+        memory.0[slot..slot + 8].copy_from_slice(&0xffff_fe38_e63c_2000u64.to_le_bytes());
+        assert_eq!(machine_check_stack(&state, &memory), Some(0xffff_fe38_e63c_2000));
+        state.sregs.tr.base = 0x10_0000;
+        assert_eq!(machine_check_stack(&state, &memory), None, "the task state is nowhere");
     }
 }

@@ -175,7 +175,8 @@ impl Cpu {
                 return self.vcpu.finish();
             }
             self.baton.leave(id);
-            let turn = self.injector.deliver_waiting(&self.vcpu, &mut self.mca)?;
+            let on_stack = || self.traps.on_machine_check_stack(&self.vcpu);
+            let turn = self.injector.deliver_waiting(&self.vcpu, &mut self.mca, on_stack)?;
             if turn == Turn::Shutdown {
                 return Ok(VcpuExitKind::Shutdown);
             }
