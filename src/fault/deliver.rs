@@ -187,8 +187,8 @@ impl Queue {
     }
 
     /// Takes out the first one whose time has come, for a vCPU whose handler is `in_progress` or was; `on_stack` says
-    /// whether it stands on the handler's stack, if that is known. A share that waits for the end of the handler keeps
-    /// what is behind it waiting; an error that waits for a mode does not.
+    /// whether it stands on the handler's stack, if that is known: with MCIP clear nothing is delivered there. What waits for
+    /// the end of the handler keeps what is behind it waiting; an error that waits for a mode does not.
     fn next(
         &self,
         in_progress: bool,
@@ -197,18 +197,18 @@ impl Queue {
     ) -> Result<Next, KvmError> {
         let mut list = self.list();
         let mut ready = None;
+        let on_stack = if in_progress || list.is_empty() { None } else { on_stack()? };
         for (index, item) in list.iter_mut().enumerate() {
             match item {
                 Waiting::Bystander { since, returns } => {
-                    let left = if in_progress { None } else { on_stack()?.map(|on_stack| !on_stack) };
-                    if !left.map_or_else(|| waits_for_handler(*since, returns, in_progress), |left| !left) {
+                    if !on_stack.unwrap_or_else(|| waits_for_handler(*since, returns, in_progress)) {
                         ready = Some(index);
                     }
                     break;
                 }
                 Waiting::Own(Injection { mode: Some(wanted), .. }) if mode()? != *wanted => {}
                 Waiting::Own(_) => {
-                    ready = Some(index);
+                    ready = (on_stack != Some(true)).then_some(index);
                     break;
                 }
             }
@@ -543,6 +543,12 @@ mod tests {
         injector.tell_others(1);
         assert!(matches!(next(true, Some(false)), Next::Later), "it is in its handler, on another stack");
         assert!(matches!(next(false, Some(false)), Next::Now(Waiting::Bystander { .. })));
+        injector.raise(Some(0), request()).expect("a vCPU");
+        assert!(matches!(next(false, Some(true)), Next::Later), "a request waits, too");
+        assert!(
+            matches!(next(true, Some(true)), Next::Now(Waiting::Own(_))),
+            "with MCIP set the processor shuts down"
+        );
     }
 
     #[test]
