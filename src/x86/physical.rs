@@ -16,7 +16,7 @@ pub struct PhysicalAccess {
     pub gpa: u64,
     /// Bytes.
     pub size: u32,
-    /// For what the processor itself must still write: the leaf entry lacks its accessed bit, or its dirty bit and
+    /// For what the processor itself must still write: an entry lacks its accessed bit, or the leaf its dirty bit and
     /// the access writes. Whoever moves the data in the processor's place leaves such a page to the processor.
     pub marks_entry: bool,
 }

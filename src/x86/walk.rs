@@ -175,7 +175,7 @@ impl Paging {
             // SDM volume 3, 5.4.2: bits 62:52 are reserved too.
             reserved |= 0x7ff0_0000_0000_0000;
         }
-        let (mut writable, mut user, mut executable) = (true, true, true);
+        let (mut writable, mut user, mut executable, mut accessed) = (true, true, true, true);
         // The top table of PAE paging is 32-byte aligned and has four entries.
         let mut table = if pae { self.cr3 & 0xffff_ffe0 } else { self.cr3 & FRAME & physical };
         let mut level = levels;
@@ -209,6 +209,7 @@ impl Paging {
                 writable &= entry & WRITABLE != 0;
                 user &= entry & USER != 0;
                 executable &= !no_execute || entry & NO_EXECUTE == 0;
+                accessed &= entry & ACCESSED != 0;
             }
             if leaf {
                 let offset = (1u64 << shift) - 1;
@@ -218,7 +219,7 @@ impl Paging {
                     writable,
                     user,
                     executable,
-                    accessed: entry & ACCESSED != 0,
+                    accessed,
                     dirty: entry & DIRTY != 0,
                     protection_key: (!pae).then_some(((entry >> 59) & 15) as u8),
                 });
@@ -269,7 +270,7 @@ impl Paging {
             writable: rights & WRITABLE != 0,
             user: rights & USER != 0,
             executable: true,
-            accessed: entry & ACCESSED != 0,
+            accessed: rights & ACCESSED != 0,
             dirty: entry & DIRTY != 0,
             protection_key: None,
         })
@@ -312,7 +313,7 @@ pub struct Translation {
     pub user: bool,
     /// No level forbids fetching.
     pub executable: bool,
-    /// The leaf's accessed bit: clear means that the processor still has to write the entry.
+    /// The accessed bits of all entries: clear means that the processor still has to write one of them.
     pub accessed: bool,
     /// The leaf's dirty bit: clear means that a store still has to write the entry.
     pub dirty: bool,
