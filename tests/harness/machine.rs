@@ -110,11 +110,16 @@ impl Machine {
     /// What the vCPUs of a guest do that has fallen silent: it is told to quit.
     fn vcpus(&self) -> Value {
         self.run_ctl(&["quit"]);
+        self.result_soon().map_or(Value::Null, |result| result["vcpus"].clone())
+    }
+
+    /// `result.json` of a program that has gone or is about to.
+    fn result_soon(&self) -> Option<Value> {
         let end = Instant::now() + END;
         while self.record().result().is_none() && Instant::now() < end {
             thread::sleep(Duration::from_millis(100));
         }
-        self.record().result().map_or(Value::Null, |result| result["vcpus"].clone())
+        self.record().result()
     }
 
     fn heard(&self) -> String {
@@ -197,7 +202,10 @@ impl Machine {
     #[track_caller]
     pub fn type_in(&mut self, bytes: &[u8]) {
         let written = self.stdin.as_mut().expect("an open input").write_all(bytes);
-        assert!(written.is_ok(), "the program has gone: {written:?}; {}", self.heard());
+        if let Err(error) = written {
+            let end = self.result_soon().map_or(Value::Null, |result| result["cause"].clone());
+            panic!("the program has gone: {error}; cause: {end}; {}", self.heard());
+        }
     }
 
     fn run_ctl(&self, arguments: &[&str]) -> Output {
