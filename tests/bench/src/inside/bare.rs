@@ -2,8 +2,8 @@
 //!
 //! It loads a word again and again. When that ends in a machine check, it says how many ticks of the time-stamp counter
 //! passed from before the load to the first instruction of the handler (`T`), waits, and goes on; the first load that
-//! succeeds again is told with its ticks (`G`). A machine check at any other place is told by one byte, written by
-//! the handler's first instructions (`M`).
+//! succeeds again is told with its ticks (`G`). Of a machine check at any other place it says what its counter was at the
+//! handler's first instruction (`M`); what KVM adds to the counter for the guest is known.
 
 use super::pmem::Poisoned;
 use crate::plan::{Added, Layout, Plan, Trap};
@@ -103,17 +103,16 @@ global_asm!(
     "lea rax, [rip + 2b]",
     "mov qword ptr [rsp], rax",
     "jmp 8f",
+    // No line is being written: nothing of what that takes is in use.
     "6:",
     "push rax",
-    "push rcx",
     "push rdx",
-    "mov edx, 0x3f8",
-    "mov al, 'M'",
-    "out dx, al",
-    "mov al, 10",
-    "out dx, al",
+    "rdtsc",
+    "shl rdx, 32",
+    "add rax, rdx",
+    "mov ebx, 'M'",
+    "call 7f",
     "pop rdx",
-    "pop rcx",
     "pop rax",
     "8:",
     "push rax",
@@ -205,7 +204,7 @@ fn image() -> Vec<u8> {
 /// The guest while it runs. It is killed when this is dropped.
 pub struct Bare {
     child: Child,
-    lines: Receiver<(Instant, String)>,
+    lines: Receiver<String>,
     client: Client,
     socket: PathBuf,
     errors: PathBuf,
@@ -223,16 +222,11 @@ impl Bare {
         command.arg("--kernel").arg(kernel).arg("--api-socket").arg(&socket);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
         let mut child = command.spawn().context("Cannot start aconite")?;
-        let mut output = BufReader::new(child.stdout.take().context("No standard output")?);
+        let output = BufReader::new(child.stdout.take().context("No standard output")?);
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
-            loop {
-                // The time of a line is that of its first byte.
-                let filled = output.fill_buf().map(<[u8]>::len);
-                let at = Instant::now();
-                let mut line = String::new();
-                let read = filled.and_then(|_| output.read_line(&mut line));
-                if !matches!(read, Ok(1..)) || sender.send((at, line.trim().to_owned())).is_err() {
+            for line in output.lines() {
+                if !line.is_ok_and(|line| sender.send(line).is_ok()) {
                     return;
                 }
             }
@@ -247,16 +241,15 @@ impl Bare {
         self.child.id()
     }
 
-    /// The next line that begins with `letter`: when it came, and its number.
-    fn line(&mut self, letter: char) -> Result<(Instant, u64)> {
+    /// The number of the next line that begins with `letter`.
+    fn line(&mut self, letter: char) -> Result<u64> {
         loop {
-            let Ok((at, line)) = self.lines.recv_timeout(LINE) else {
+            let Ok(line) = self.lines.recv_timeout(LINE) else {
                 let errors = std::fs::read_to_string(&self.errors).unwrap_or_default();
                 bail!("The bare guest does not say {letter}: {errors}");
             };
-            if let Some(rest) = line.strip_prefix(letter) {
-                let number = rest.trim();
-                return Ok((at, if number.is_empty() { 0 } else { u64::from_str_radix(number, 16)? }));
+            if let Some(number) = line.trim().strip_prefix(letter) {
+                return Ok(u64::from_str_radix(number.trim(), 16)?);
             }
         }
     }
@@ -270,13 +263,17 @@ impl Drop for Bare {
     }
 }
 
+/// The time-stamp counter.
+fn counter() -> u64 {
+    // SAFETY: reading it changes nothing.
+    unsafe { _rdtsc() }
+}
+
 /// Ticks of the time-stamp counter in a nanosecond.
 fn ticks() -> f64 {
-    // SAFETY: reading the counter changes nothing.
-    let read = || unsafe { _rdtsc() };
-    let (start, before) = (Instant::now(), read());
+    let (start, before) = (Instant::now(), counter());
     std::thread::sleep(CALIBRATION);
-    (read() - before) as f64 / start.elapsed().as_nanos() as f64
+    (counter() - before) as f64 / start.elapsed().as_nanos() as f64
 }
 
 /// A poisoned line that is loaded, cleared and loaded; and a machine check by request. The shortest of many, each.
@@ -287,20 +284,21 @@ pub fn trap(plan: &Plan) -> Result<Trap> {
     let range = json!({ "ranges": [{ "offset": VICTIM & !63, "length": 64 }] });
     for _ in 0..ROUNDS {
         bare.client.call("POST", "/v1/memory/ram/poison", Some(&range))?;
-        let (_, trap) = bare.line('T')?;
+        let trap = bare.line('T')?;
         let start = Instant::now();
         bare.client.call("DELETE", "/v1/memory/ram/poison", None)?;
         best.clear = best.clear.min(start.elapsed().as_nanos() as f64);
-        let (_, good) = bare.line('G')?;
+        let good = bare.line('G')?;
         best.trap = best.trap.min(trap as f64 / ticks);
         best.good = best.good.min(good as f64 / ticks);
     }
     let check = json!({ "class": "srar", "address": BASE + LENGTH });
+    let offset = super::counters::tsc_offset(bare.pid())?;
     for _ in 0..ROUNDS {
-        let start = Instant::now();
+        let start = counter().wrapping_add(offset);
         bare.client.call("POST", "/v1/vcpus/0/mce", Some(&check))?;
-        let (at, _) = bare.line('M')?;
-        best.latency = best.latency.min(at.saturating_duration_since(start).as_nanos() as f64);
+        let handled = bare.line('M')?;
+        best.latency = best.latency.min(handled.wrapping_sub(start) as f64 / ticks);
     }
     Ok(best)
 }

@@ -4,7 +4,7 @@ use crate::plan::Memory;
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const KVM_DEBUG: &str = "/sys/kernel/debug/kvm";
 /// The name of the file that is aconite's guest memory.
@@ -12,13 +12,24 @@ const RAM_FILE: &str = "memfd:aconite-ram";
 
 /// KVM's counters of the machine that process `pid` has.
 pub fn of_machine(pid: u32) -> Result<BTreeMap<String, u64>> {
+    Ok(numbers(&machine(pid)?))
+}
+
+/// What KVM adds to the time-stamp counter for the first vCPU of that machine.
+pub fn tsc_offset(pid: u32) -> Result<u64> {
+    let path = machine(pid)?.join("vcpu0/tsc-offset");
+    let text = fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()))?;
+    Ok(text.trim().parse::<i64>().with_context(|| format!("{}: {text:?}", path.display()))?.cast_unsigned())
+}
+
+fn machine(pid: u32) -> Result<PathBuf> {
     let prefix = format!("{pid}-");
     let machine = fs::read_dir(KVM_DEBUG)
         .with_context(|| format!("Cannot read {KVM_DEBUG}"))?
         .flatten()
         .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
         .with_context(|| format!("Process {pid} has no machine"))?;
-    Ok(numbers(&machine.path()))
+    Ok(machine.path())
 }
 
 fn numbers(dir: &Path) -> BTreeMap<String, u64> {
