@@ -23,8 +23,8 @@ const RECONFIGURE: Duration = Duration::from_secs(120);
 const TOTAL: &str = "awk '/^MemTotal/ { print $2 }' /proc/meminfo";
 
 /// A guest with a DAX device over all of p0.
-fn with_dax(kernel: &str) -> Machine {
-    let run = Run::kernel(kernel).size(2, "1G").pmem("size=1G,id=p0").tools(&["ndctl", "daxctl"]);
+pub fn with_dax(run: Run) -> Machine {
+    let run = run.size(2, "1G").pmem("size=1G,id=p0").tools(&["ndctl", "daxctl"]);
     let mut guest = run.shell();
     guest.until_ok("test -b /dev/pmem0", PMEM);
     guest.ok("echo offline > /sys/devices/system/memory/auto_online_blocks");
@@ -45,7 +45,7 @@ fn as_ram(guest: &mut Machine) {
 /// S12: memory that is taken offline goes and comes back, and nothing of it is left in between. The agent does what the
 /// ACPI channel cannot.
 fn given_back(kernel: &str) {
-    let mut guest = with_dax(kernel);
+    let mut guest = with_dax(Run::kernel(kernel));
     let total = guest.ok(TOTAL);
     as_ram(&mut guest);
     guest.ok("daxctl online-memory dax0.0 >/dev/null 2>&1; true");
@@ -94,7 +94,7 @@ fn memory_that_is_given_back_leaves_nothing_on_7() {
 /// S11: memory that is offline, and removed over ACPI: the worker of hotplug waits for its own lock. The defect is found
 /// by the operation's deadline and named by the worker's stack; the guest lives on without ACPI hotplug.
 fn deadlock(kernel: &str) {
-    let mut guest = with_dax(kernel);
+    let mut guest = with_dax(Run::kernel(kernel));
     as_ram(&mut guest);
     let before = guest.last_event();
     let ended = guest.ctl_failed(&["remove", "p0", "--surprise", "--timeout", "20s", "--wait"]);
@@ -123,7 +123,7 @@ fn acpi_removal_of_memory_waits_for_its_own_lock_on_6_1() {
 
 /// A process that has the device mapped is stopped at its next touch, and is in nobody's reach afterwards.
 fn mapped_device(kernel: &str, via: &str) {
-    let mut guest = with_dax(kernel);
+    let mut guest = with_dax(Run::kernel(kernel));
     let mut workload = Workload::start(&mut guest, 0);
     let map = workload.ask(&mut guest, &Request::Map(Source::File(PathBuf::from("/dev/dax0.0"))));
     let Reply::At(address) = map else { panic!("{map}") };

@@ -28,6 +28,7 @@ mod mce;
 mod misbehaving;
 mod nvdimm;
 mod outcomes;
+mod pins;
 mod policy;
 mod ports;
 mod ram;

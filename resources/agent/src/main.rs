@@ -5,7 +5,7 @@
 //! `boot` and `nested_root` set the machine up, `server` speaks the protocol over one
 //! descriptor, `channel` is one command or connection of it, `sys` holds the system calls; `workload_map`
 //! is the workload of that name, `workload_mapping` its memory, `workload_probe` the accesses to it,
-//! `workload_garbage` another one.
+//! with `workload_ring` what it has pinned; `workload_garbage` is another one.
 
 mod boot;
 mod channel;
@@ -17,8 +17,10 @@ mod workload_garbage;
 mod workload_map;
 mod workload_mapping;
 mod workload_probe;
+mod workload_ring;
 
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -53,23 +55,14 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        ["workload", workload::MAP] => match workload_map::run() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                console::say(format_args!("The workload {} ends: {error}", workload::MAP));
-                ExitCode::FAILURE
-            }
-        },
+        ["workload", workload::MAP] => ended(workload::MAP, workload_map::run()),
         ["workload", workload::GARBAGE, seed, seconds] => match (seed.parse(), seconds.parse()) {
             (Ok(seed), Ok(seconds)) => match workload_garbage::run(seed, Duration::from_secs(seconds)) {
                 Ok(count) => {
                     console::line(format_args!("{count} accesses"));
                     ExitCode::SUCCESS
                 }
-                Err(error) => {
-                    console::say(format_args!("The workload {} ends: {error}", workload::GARBAGE));
-                    ExitCode::FAILURE
-                }
+                Err(error) => ended(workload::GARBAGE, Err(error)),
             },
             _ => usage(),
         },
@@ -82,6 +75,17 @@ fn main() -> ExitCode {
 fn usage() -> ExitCode {
     console::line(USAGE);
     ExitCode::from(2)
+}
+
+/// How a workload ended.
+fn ended(name: &str, result: io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::say(format_args!("The workload {name} ends: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Prints where memory of a process is, or on standard error why it cannot be said.

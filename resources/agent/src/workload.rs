@@ -70,6 +70,14 @@ pub enum Request {
     Fetch(PathBuf, u64, u64, u64),
     /// Let a device load a part of the mapping, by one pwrite(2) with O_DIRECT: as [`Request::Fetch`].
     Put(PathBuf, u64, u64, u64),
+    /// Pin a part of the mapping, offset and length, for as long as a ring of io_uring(7) is open that has it as its
+    /// registered buffer, in the place of the one before.
+    Pin(u64, u64),
+    /// Close the ring.
+    Unpin,
+    /// Let a device store to what is pinned, all of it, whether or not it is mapped still: a read of the ring
+    /// (IORING_OP_READ_FIXED) with O_DIRECT: the file or disk, and where in it.
+    Deliver(PathBuf, u64),
     /// Let the kernel load the word at an offset of the mapping: futex(2), with a value that is not there.
     Futex(u64),
     /// Ask to be told of poison before it is consumed, or not (PR_MCE_KILL).
@@ -197,6 +205,9 @@ impl fmt::Display for Request {
             Self::Put(path, at, offset, length) => {
                 write!(f, "put {} {at:#x} {offset:#x} {length:#x}", field(path))
             }
+            Self::Pin(offset, length) => write!(f, "pin {offset:#x} {length:#x}"),
+            Self::Unpin => write!(f, "unpin"),
+            Self::Deliver(path, at) => write!(f, "deliver {} {at:#x}", field(path)),
             Self::Futex(offset) => write!(f, "futex {offset:#x}"),
             Self::Early(on) => write!(f, "early {}", u8::from(*on)),
             Self::Notice => write!(f, "notice"),
@@ -235,6 +246,9 @@ impl Request {
             "receive" => Self::Receive(fields.number()?, fields.number()?),
             "fetch" => Self::Fetch(fields.path()?, fields.number()?, fields.number()?, fields.number()?),
             "put" => Self::Put(fields.path()?, fields.number()?, fields.number()?, fields.number()?),
+            "pin" => Self::Pin(fields.number()?, fields.number()?),
+            "unpin" => Self::Unpin,
+            "deliver" => Self::Deliver(fields.path()?, fields.number()?),
             "futex" => Self::Futex(fields.number()?),
             "early" => Self::Early(fields.number()? != 0),
             "notice" => Self::Notice,
@@ -386,6 +400,9 @@ mod tests {
             Request::Receive(0, 4096),
             Request::Fetch(path(), 512, 4096, 8192),
             Request::Put(path(), 512, 4096, 8192),
+            Request::Pin(0x1000, 0x2000),
+            Request::Unpin,
+            Request::Deliver(path(), 512),
             Request::Futex(4),
             Request::Early(true),
             Request::Notice,

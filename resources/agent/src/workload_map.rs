@@ -16,6 +16,7 @@ use aconite_agent::workload::{OUTPUT, Reply, Request, Signal, Source, WORD, patt
 use crate::sys;
 use crate::workload_mapping::Mapping;
 use crate::workload_probe as probe;
+use crate::workload_ring::Ring;
 
 /// Output of one command beyond which it is dropped.
 const MOST_OUTPUT: u64 = 256 * 1024;
@@ -25,7 +26,7 @@ const MOST_BYTES: u64 = 1 << 30;
 /// Serves requests from standard input until its end.
 pub fn run() -> io::Result<()> {
     probe::catch_signals()?;
-    let mut workload = Workload { mapping: None };
+    let mut workload = Workload { mapping: None, ring: None };
     for line in io::stdin().lock().lines() {
         let line = line?;
         if line.trim().is_empty() {
@@ -48,6 +49,7 @@ pub fn run() -> io::Result<()> {
 
 struct Workload {
     mapping: Option<Mapping>,
+    ring: Option<Ring>,
 }
 
 impl Workload {
@@ -62,6 +64,25 @@ impl Workload {
             Request::Locate(path, offset) => {
                 File::open(path).and_then(|file| sys::locate(&file, offset)).map(Reply::At)
             }
+            Request::Pin(offset, length) => {
+                let Some(mapping) = &self.mapping else { return no_mapping() };
+                self.ring = None;
+                match mapping.part(offset, length) {
+                    Some(address) => Ring::new(address, length).map(|ring| {
+                        self.ring = Some(ring);
+                        Reply::Done
+                    }),
+                    None => return Reply::Wrong(format!("The mapping has nothing like it at {offset:#x}")),
+                }
+            }
+            Request::Unpin => {
+                self.ring = None;
+                Ok(Reply::Done)
+            }
+            Request::Deliver(path, at) => match &self.ring {
+                Some(ring) => ring.read(&path, at).map(|result| Reply::Called(result.into(), None)),
+                None => return Reply::Wrong("Nothing is pinned: ask for pin first".into()),
+            },
             Request::Process => return Reply::Process(std::process::id()),
             Request::Early(on) => sys::set_early_kill(on).map(|()| Reply::Done),
             Request::Notice => return probe::notice().map_or(Reply::Done, Reply::Signal),
@@ -232,7 +253,7 @@ mod tests {
     fn a_file_is_made_mapped_read_and_written() {
         let path = std::env::temp_dir().join(format!("aconite-workload-{}", std::process::id()));
         let file = path.display();
-        let mut workload = Workload { mapping: None };
+        let mut workload = Workload { mapping: None, ring: None };
         let mut ask = |line: String| serve(&mut workload, &line).0;
         assert!(matches!(ask("load 0".into()), Reply::Wrong(_)));
         assert_eq!(ask(format!("create {file} 0x2000")), Reply::Done);
@@ -252,8 +273,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_pinned_outlives_its_mapping() {
+        let path = std::env::temp_dir().join(format!("aconite-pinned-{}", std::process::id()));
+        std::fs::write(&path, pattern_bytes(0, 8192)).unwrap();
+        let mut workload = Workload { mapping: None, ring: None };
+        let mut ask = |line: &str| serve(&mut workload, line).0;
+        assert!(matches!(ask("deliver /dev/null 0"), Reply::Wrong(_)));
+        assert!(matches!(ask("anonymous 0x2000"), Reply::At(_)));
+        match ask("pin 0 0x2000") {
+            // A system may forbid rings.
+            Reply::Errno(libc::EPERM | libc::ENOSYS) => return,
+            reply => assert_eq!(reply, Reply::Done),
+        }
+        assert_eq!(ask("store 8 1"), Reply::Done);
+        assert!(matches!(ask("pin 0x1000 0x2000"), Reply::Wrong(_)));
+        assert_eq!(ask("pin 0 0x2000"), Reply::Done);
+        let deliver = format!("deliver {} 0", path.display());
+        if ask(&deliver) == Reply::Called(0x2000, None) {
+            assert_eq!(ask("scan 0 0x2000"), Reply::Compared { good: 1024, bad: 0 });
+        }
+        assert_eq!(ask("unmap"), Reply::Done);
+        assert!(matches!(ask(&deliver), Reply::Called(0x2000, None) | Reply::Errno(libc::EINVAL)));
+        assert_eq!(ask("unpin"), Reply::Done);
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[test]
     fn commands_are_run_and_ended() {
-        let mut workload = Workload { mapping: None };
+        let mut workload = Workload { mapping: None, ring: None };
         let mut ask = |line: &str| serve(&mut workload, line);
         assert_eq!(ask("run 10 echo\\040a;echo\\040b>&2"), (Reply::Exit(0), "a\nb\n".into()));
         assert_eq!(ask("run 10 exit\\0403").0, Reply::Exit(3));

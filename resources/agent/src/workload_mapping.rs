@@ -193,6 +193,11 @@ impl Mapping {
         }))
     }
 
+    /// The address of a part. `None` when there is no such part.
+    pub fn part(&self, offset: u64, length: u64) -> Option<*mut u8> {
+        self.area(offset, length, 1)
+    }
+
     /// Lets the kernel load half the word at `offset`: futex(2) with a value that is not there, so that it does not wait.
     /// `None` when there is no such word.
     pub fn futex(&self, offset: u64) -> Option<(i64, Option<Signal>)> {

@@ -35,7 +35,7 @@ const ERRORS: [&str; 12] = [
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 10] = [
+const REMOVAL: [&str; 11] = [
     "removal::",
     "repurposed::",
     "kmem::",
@@ -46,6 +46,7 @@ const REMOVAL: [&str; 10] = [
     "virtio_pmem::",
     "disk::",
     "dma_held::",
+    "pins::",
 ];
 
 /// The suites about NVDIMMs and their firmware.
