@@ -32,6 +32,14 @@ pub const E820_ACPI: u32 = 3;
 /// Memory that firmware uses at run time.
 pub const E820_NVS: u32 = 4;
 
+/// Persistent memory.
+pub const E820_PMEM: u32 = 7;
+/// Persistent memory, as firmware has told of it before there was a type for it (`E820_TYPE_PRAM` in
+/// arch/x86/include/asm/e820/types.h).
+pub const E820_PRAM: u32 = 12;
+/// Memory that is set aside for special purposes (`E820_TYPE_SOFT_RESERVED`, ibidem).
+pub const E820_SOFT_RESERVED: u32 = 0xefff_ffff;
+
 /// Longest kernel command line, with its final zero (COMMAND_LINE_SIZE of x86).
 pub const COMMAND_LINE_MAX: usize = 2048;
 
@@ -108,6 +116,8 @@ pub struct Image<'a> {
     pub initrd: &'a [u8],
     /// The kernel command line.
     pub command_line: &'a str,
+    /// Ranges of the E820 map beside RAM and firmware's own, with their types.
+    pub more_memory: &'a [(Range<u64>, u32)],
 }
 
 /// How the first vCPU starts.
@@ -125,8 +135,8 @@ pub enum Entry {
     },
 }
 
-/// The E820 map of a machine with these RAM ranges.
-pub fn e820(ram: &[Range<u64>]) -> Vec<(Range<u64>, u32)> {
+/// The E820 map of a machine with these RAM ranges, and `more` ranges.
+pub fn e820(ram: &[Range<u64>], more: &[(Range<u64>, u32)]) -> Vec<(Range<u64>, u32)> {
     let reserved = [
         (layout::RSDP_BASE..layout::TABLES_BASE, E820_RESERVED),
         (layout::TABLES_BASE..layout::MAILBOX_BASE, E820_ACPI),
@@ -148,6 +158,7 @@ pub fn e820(ram: &[Range<u64>]) -> Vec<(Range<u64>, u32)> {
         map.push((start..range.end, E820_RAM));
     }
     map.push((layout::ECAM_BASE..layout::ECAM_BASE + layout::ECAM_SIZE, E820_RESERVED));
+    map.extend_from_slice(more);
     map.sort_by_key(|(range, _)| range.start);
     map
 }
@@ -177,7 +188,7 @@ pub fn load(memory: &GuestMemoryMmap, ram: &[Range<u64>], image: &Image<'_>) -> 
         let initrd = place_initrd(memory, ram, image.initrd, loaded.kernel_end, u64::from(u32::MAX))?;
         return match loaded.pvh_boot_cap {
             PvhBootCapability::PvhEntryPresent(entry) => {
-                write_start_info(memory, ram, initrd)?;
+                write_start_info(memory, ram, initrd, image)?;
                 Ok(Entry::Pvh { rip: entry.0 })
             }
             _ => {
@@ -234,7 +245,7 @@ fn write_zero_page(
     header.ramdisk_image = initrd.start as u32;
     header.ramdisk_size = (initrd.end - initrd.start) as u32;
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: layout::RSDP_BASE, ..Default::default() };
-    let map = e820(ram);
+    let map = e820(ram, image.more_memory);
     for (entry, (range, kind)) in params.e820_table.iter_mut().zip(&map) {
         *entry = boot_e820_entry { addr: range.start, size: range.end - range.start, r#type: *kind };
     }
@@ -246,8 +257,9 @@ fn write_start_info(
     memory: &GuestMemoryMmap,
     ram: &[Range<u64>],
     initrd: Range<u64>,
+    image: &Image<'_>,
 ) -> Result<(), BootError> {
-    let map: Vec<_> = e820(ram)
+    let map: Vec<_> = e820(ram, image.more_memory)
         .into_iter()
         .map(|(range, kind)| hvm_memmap_table_entry {
             addr: range.start,
@@ -354,7 +366,8 @@ mod tests {
 
     #[test]
     fn the_memory_map_is_ordered_and_leaves_firmware_out_of_ram() {
-        let map = e820(&[0..0xc000_0000, 0x1_0000_0000..0x1_4000_0000]);
+        let more = [(0x2_0000_0000..0x2_4000_0000, E820_SOFT_RESERVED)];
+        let map = e820(&[0..0xc000_0000, 0x1_0000_0000..0x1_4000_0000], &more);
         assert!(map.windows(2).all(|w| w[0].0.end <= w[1].0.start), "{map:x?}");
         let kind = |gpa: u64| map.iter().find(|(r, _)| r.contains(&gpa)).map(|(_, k)| *k);
         assert_eq!(kind(0x1000), Some(E820_RAM));
@@ -374,6 +387,7 @@ mod tests {
         assert_eq!(kind(layout::ECAM_BASE), Some(E820_RESERVED));
         assert_eq!(kind(0x1_3fff_ffff), Some(E820_RAM));
         assert_eq!(kind(0x1_4000_0000), None);
+        assert_eq!(kind(0x2_3fff_ffff), Some(E820_SOFT_RESERVED));
     }
 
     #[test]
@@ -381,7 +395,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vmlinuz");
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
-        let image = Image { kernel: &path, initrd: &[], command_line: "" };
+        let image = Image { kernel: &path, initrd: &[], command_line: "", more_memory: &[] };
         assert!(matches!(load(&memory, std::slice::from_ref(&RAM), &image), Err(BootError::Read { .. })));
         for content in [&b"MZ"[..], &[0; 4096], b"\x7fELF\x02\x01\x01"] {
             std::fs::write(&path, content).unwrap();

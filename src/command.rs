@@ -17,6 +17,7 @@ mod firmware;
 mod injection;
 mod mce;
 mod poison;
+mod power;
 mod reply;
 
 use std::fmt;
@@ -43,9 +44,10 @@ pub use self::firmware::{FirmwareChange, FirmwareFault, FirmwareFaultState, Firm
 pub use self::injection::{InjectionSeverity, InjectionStep};
 pub use self::mce::{MceClass, MceMode, MceQueued, MceReach, MceRegisters, MceRequest};
 pub use self::poison::{EveryStride, PoisonAlign, PoisonPattern, PoisonPlace, ProcessMemory, RandomLines};
+pub use self::power::{DeviceLoss, PowerCut, PowerLoss};
 pub use self::reply::{
-    MachineInfo, MachineState, MemoryDevice, MemoryKind, MemoryState, Operation, OperationState, PoisonAdded,
-    PoisonCleared, PoisonGuard, PoisonPlaced, PoisonState, Reply, StaleChange, StaleState,
+    MachineInfo, MachineState, MemoryDevice, MemoryDimm, MemoryKind, MemoryState, Operation, OperationState,
+    PoisonAdded, PoisonCleared, PoisonGuard, PoisonPlaced, PoisonState, Reply, StaleChange, StaleState,
 };
 use crate::config::{Channel, Pmem};
 pub use crate::memory::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress, StaleAnswer};
@@ -164,6 +166,9 @@ pub enum Command {
     Pause,
     /// Lets the vCPUs run on. Answers [`Reply::Done`].
     Resume,
+    /// Takes the power away, without a word to the guest; the machine ends, or boots again. Answers
+    /// [`Reply::PowerLoss`].
+    PowerCut(PowerCut),
     /// Ends the machine as it is, without a word to the guest. Answers [`Reply::Done`].
     Quit,
 }
@@ -235,6 +240,7 @@ impl Command {
             Self::ShowOperation { .. } => "operation",
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::PowerCut(_) => "power cut",
             Self::Quit => "quit",
         }
     }
@@ -267,6 +273,7 @@ impl Command {
             | Self::Insert { .. }
             | Self::Census { .. }
             | Self::Firmware { .. }
+            | Self::PowerCut(_)
             | Self::Cper { .. } => {
                 (&[Running, Paused], "do it while the machine runs, after the event machine_started")
             }

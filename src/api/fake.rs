@@ -10,7 +10,7 @@ use crate::command::{
     DiskList, DiskReleased, DiskReply, Error, ErrorCode, Event, EventBus, FirmwareChange, FirmwareFaultState,
     FirmwareState, MachineInfo, MachineState, MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation,
     OperationState, PoisonAdded, PoisonCleared, PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced,
-    PoisonPolicy, PoisonState, RemoveMode, Reply, StaleState,
+    PoisonPolicy, PoisonState, PowerLoss, RemoveMode, Reply, StaleState,
 };
 use crate::config::{Channel, PmemSource, Via};
 use crate::host::usage::Usage;
@@ -112,6 +112,10 @@ fn device(id: &str, gpa: u64, size: u64) -> MemoryDevice {
         file: None,
         poisoned: 0,
         stale_accesses: 0,
+        locked: false,
+        bus: None,
+        range: Some("pmem".to_owned()),
+        dimms: Vec::new(),
     }
 }
 
@@ -315,6 +319,7 @@ impl Executor for FakeMachine {
             }
             Command::Disk(command) => Reply::Disk(disk(command)?),
             Command::Pause | Command::Resume => Reply::Done,
+            Command::PowerCut(_) => Reply::PowerLoss(PowerLoss { devices: Vec::new() }),
             Command::Quit => {
                 state.quit = true;
                 Reply::Done

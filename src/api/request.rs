@@ -226,6 +226,7 @@ pub fn reply_text(reply: &Reply, seq: u64) -> Result<Vec<u8>, Error> {
         Reply::Disk(DiskReply::Disarmed(disarmed)) => text(disarmed, seq),
         Reply::Disk(DiskReply::Released(released)) => text(released, seq),
         Reply::Firmware(firmware) => text(firmware, seq),
+        Reply::PowerLoss(loss) => text(loss, seq),
         Reply::Operation(operation) => text(operation, seq),
     };
     text.map_err(|error| {

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::{
     Command, Consume, EveryStride, FullLineStore, MceClass, MceReach, MceRequest, NotifyKind, PoisonAlign,
-    PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines, RemoveMode,
+    PoisonPattern, PoisonPlace, PolicyChange, PowerCut, ProcessMemory, RandomLines, RemoveMode,
 };
 use crate::config::{Channel, Pmem};
 use crate::units::Address;
@@ -150,6 +150,12 @@ fn every_route_leads_to_its_command() {
         ("GET", "/v1/operations/7", "", Command::ShowOperation { operation: 7 }),
         ("POST", "/v1/pause", "", Command::Pause),
         ("POST", "/v1/resume", "", Command::Resume),
+        (
+            "POST",
+            "/v1/power/cut",
+            r#"{"seed": 7}"#,
+            Command::PowerCut(PowerCut { seed: Some(7), again: false }),
+        ),
         ("POST", "/v1/quit", "", Command::Quit),
         (
             "POST",
@@ -295,8 +301,8 @@ fn every_mistake_has_its_code_and_words() {
             "POST",
             "/v1/memory",
             "{\"size\": \"1G\", \"via\": \"e820\"}",
-            ErrorCode::NotImplemented,
-            "Wrong pmem via e820: this is not implemented in this version; give via=nfit or via=virtio",
+            ErrorCode::InvalidConfig,
+            "Wrong pmem: via e820: the E820 map is read once, when the guest starts; give via=nfit or via=virtio, or declare the device when the machine starts",
         ),
         (
             "POST",

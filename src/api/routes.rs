@@ -11,8 +11,8 @@ use crate::command::{
     Census, Command, CperAccepted, CperRequest, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskInfo,
     DiskList, DiskRelease, DiskReleased, Error, ErrorCode, FirmwareChange, FirmwareFault, FirmwareState,
     MachineInfo, MceQueued, MceRequest, MemoryDevice, NotifyKind, Operation, PoisonAdded, PoisonCleared,
-    PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, Record, RemoveMode,
-    StaleChange, StaleState,
+    PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, PowerCut, PowerLoss,
+    Record, RemoveMode, StaleChange, StaleState,
 };
 use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
 use crate::units::{Address, TimeSpan};
@@ -695,6 +695,18 @@ pub const ROUTES: &[Route] = &[
         reply: ReplyKind::Object(of::<Done>),
         errors: &[ErrorCode::WrongState],
         handler: |_| Ok(Action::Execute(Command::Resume)),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/power/cut",
+        name: "power_cut",
+        summary: "Take the power away, without a word to the guest; the machine ends, or boots again",
+        query: &[],
+        request: Some(of::<PowerCut>),
+        status: 200,
+        reply: ReplyKind::Object(of::<PowerLoss>),
+        errors: &[ErrorCode::WrongState],
+        handler: |input| Ok(Action::Execute(Command::PowerCut(input.body()?))),
     },
     Route {
         method: "POST",

@@ -54,8 +54,8 @@ fn everything_that_ctl_can_ask() {
     bus.publish(Event::MachineStarted { vcpus: 2 });
     assert_eq!(
         run("memory").unwrap(),
-        "ID  STATE    ADDRESS      SIZE  NODE  CHANNEL    POISONED  STALE  FILE\n\
-         p0  present  0x140000000  1G    1     container  0         0      -\n"
+        "ID  STATE    ADDRESS      SIZE  NODE  BUS  DIMMS  CHANNEL    POISONED  STALE  FILE\n\
+         p0  present  0x140000000  1G    1     -    -      container  0         0      -\n"
     );
     assert!(run("info").unwrap().contains("kernel version: 6.12.95\nmemory: 1G\n"));
     assert!(run("memory p0").unwrap().contains("state: present\n"));
@@ -142,7 +142,7 @@ fn failures_have_their_status_and_words() {
         (
             "insert pmem size=1G,idd=p0",
             2,
-            "Wrong pmem \"idd\": there is no such key; did you mean \"id\"? Known: file, size, id, via, channel, node, readonly, range, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store, lie",
+            "Wrong pmem \"idd\": there is no such key; did you mean \"id\"? Known: file, size, id, via, type, channel, node, readonly, range, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store, unflushed, lie",
         ),
         (
             "insert pmem size=1G,id=p2 --wait 50ms",

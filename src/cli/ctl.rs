@@ -13,8 +13,8 @@ use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
 use crate::command::{
     CperCommon, CperRequest, CperSection, Error, EveryStride, FirmwareFault, NotifyKind, Operation,
-    OperationState, PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, ProcessMemory, RandomLines,
-    StaleAnswer, StaleChange,
+    OperationState, PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, PowerCut, ProcessMemory,
+    RandomLines, StaleAnswer, StaleChange,
 };
 use crate::config::{Channel, ConfigError, Pmem};
 use crate::memory::LINE_SIZE;
@@ -129,8 +129,28 @@ pub enum Request {
     Pause,
     /// Let the vCPUs run on
     Resume,
+    /// Take the power away
+    #[command(subcommand)]
+    Power(Power),
     /// End the machine as it is, without a word to the guest
     Quit,
+}
+
+/// What becomes of the power.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Power {
+    /// Take it away without a word to the guest: what was not flushed is lost with --pmem unflushed=drop; the machine ends
+    Cut {
+        /// About half of the lines that were not flushed survive, the same ones for the same number [default: none]
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
+    },
+    /// Take it away as with cut, and give it back: the machine boots again, as it was started
+    Cycle {
+        /// About half of the lines that were not flushed survive, the same ones for the same number [default: none]
+        #[arg(long, value_name = "NUMBER")]
+        seed: Option<u64>,
+    },
 }
 
 /// What to do about poison.
@@ -413,6 +433,13 @@ impl Session {
             Request::Events { follow, since } => self.events(*since, *follow, output),
             Request::Pause => self.ask("POST", "/v1/pause", None, output),
             Request::Resume => self.ask("POST", "/v1/resume", None, output),
+            Request::Power(power) => {
+                let cut = match *power {
+                    Power::Cut { seed } => PowerCut { seed, again: false },
+                    Power::Cycle { seed } => PowerCut { seed, again: true },
+                };
+                self.ask("POST", "/v1/power/cut", Some(&json!(cut)), output)
+            }
             Request::Quit => self.ask("POST", "/v1/quit", None, output),
         }
     }

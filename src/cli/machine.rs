@@ -43,13 +43,13 @@ pub struct MachineArgs {
     #[arg(
         long,
         value_name = "KEY=VALUE,...",
-        help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,via=nfit|virtio]\
+        help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,via=nfit|virtio|e820][,type=7|12|soft]\
                 [,channel=container|agent|pcie|none][,node=N]\
                 [,readonly=on|off][,range=pmem|volatile|vdisk|vcd|pdisk|pcd][,at=ADDRESS]\
                 [,bus=NAME][,dimms=N|NAME+NAME…][,interleave=SIZE]\
                 [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\
                 [,ars=TIME][,ars_records=N][,clear_unit=SIZE]\
-                [,full_line_store=keep|clear][,lie=NAME]"
+                [,full_line_store=keep|clear][,unflushed=keep|drop][,lie=NAME]"
     )]
     pub pmem: Vec<String>,
     /// Disks, each as its keys and values.

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-use crate::command::{MemoryDevice, MemoryState, Record};
+use crate::command::{MemoryDevice, MemoryDimm, MemoryState, Record};
 use crate::units::{ByteRange, Size};
 
 /// Fields whose numbers are bytes.
@@ -80,33 +80,44 @@ fn fields(object: &Map<String, Value>) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }
 
+/// A DIMM's name, or its handle.
+fn dimm_name(dimm: &MemoryDimm) -> String {
+    dimm.name.clone().unwrap_or_else(|| dimm.handle.to_string())
+}
+
 fn devices_table(devices: &[Value]) -> String {
     if devices.is_empty() {
         return "no memory devices\n".to_owned();
     }
     let mut rows = vec![
-        ["ID", "STATE", "ADDRESS", "SIZE", "NODE", "CHANNEL", "POISONED", "STALE", "FILE"].map(str::to_owned),
+        ["ID", "STATE", "ADDRESS", "SIZE", "NODE", "BUS", "DIMMS", "CHANNEL", "POISONED", "STALE", "FILE"]
+            .map(str::to_owned),
     ];
     for value in devices {
         let Ok(device) = serde_json::from_value::<MemoryDevice>(value.clone()) else { continue };
         let state = match device.state {
+            MemoryState::Present if device.locked => "locked",
             MemoryState::Present => "present",
             MemoryState::Leaving => "leaving",
             MemoryState::Departed => "departed",
         };
+        let dimms: Vec<_> = device.dimms.iter().map(dimm_name).collect();
+        let dimms = if dimms.is_empty() { "-".to_owned() } else { dimms.join("+") };
         rows.push([
             device.id,
             state.to_owned(),
             device.gpa.to_string(),
             Size(device.size).to_string(),
             device.node.to_string(),
+            device.bus.unwrap_or_else(|| "-".to_owned()),
+            dimms,
             device.channel.name().to_owned(),
             Size(device.poisoned).to_string(),
             device.stale_accesses.to_string(),
             device.file.unwrap_or_else(|| "-".to_owned()),
         ]);
     }
-    let mut widths = [0; 9];
+    let mut widths = [0; 11];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());

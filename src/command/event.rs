@@ -4,8 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Census, CperSeverity, DiskOutcome, DiskRequest, DiskStatus, DiskTransfer, Error, FirmwareTarget,
-    InjectionSeverity, InjectionStep, NotifyKind, RemoveMode,
+    Census, CperSeverity, DeviceLoss, DiskOutcome, DiskRequest, DiskStatus, DiskTransfer, Error,
+    FirmwareTarget, InjectionSeverity, InjectionStep, NotifyKind, RemoveMode,
 };
 use crate::config::Channel;
 use crate::units::{Address, ByteRange};
@@ -141,6 +141,11 @@ pub enum Event {
     Reset {
         /// How: `acpi`, `keyboard_controller`, `triple_fault` and the like.
         cause: String,
+    },
+    /// Power was taken away.
+    PowerCut {
+        /// Devices of which only what is flushed is durable.
+        devices: Vec<DeviceLoss>,
     },
     /// The guest switched itself off.
     PoweredOff,
@@ -409,11 +414,30 @@ pub enum Event {
         /// How many there were of this instruction, page table root, page and direction up to now.
         count: u64,
     },
-    /// A device's request met memory that has departed; nothing landed anywhere.
+    /// A vCPU touched memory behind a locked DIMM. Sent as `stale_access` is.
+    LockedAccess {
+        /// The device.
+        device: String,
+        /// Offset of the first byte in it.
+        offset: Address,
+        /// The access.
+        #[serde(flatten)]
+        access: Access,
+        /// How many there were of this instruction, page table root, page and direction up to now.
+        count: u64,
+    },
+    /// Memory was locked or unlocked with the DIMMs behind it.
+    MemoryLock {
+        /// The device.
+        device: String,
+        /// Whether nobody gets at its data now.
+        locked: bool,
+    },
+    /// A device's request met memory that has departed, or is locked; nothing landed anywhere.
     StaleDma {
         /// The device whose DMA it was.
         by: String,
-        /// The memory device that has departed, or the one that was spared because it is in its place by now.
+        /// The memory device that has departed or is locked, or the one that was spared because it is in its place by now.
         device: String,
         /// Guest-physical address.
         gpa: Address,

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Census, CperAccepted, DiskReply, Error, FirmwareState, MceQueued, RemoveMode};
+use super::{Census, CperAccepted, DiskReply, Error, FirmwareState, MceQueued, PowerLoss, RemoveMode};
 use crate::config::{Channel, Via};
 use crate::host::usage::Usage;
 use crate::memory::{GuardMethod, PoisonPolicy, StaleAnswer};
@@ -44,6 +44,8 @@ pub enum Reply {
     Stale(StaleState),
     /// The faults of a device's firmware.
     Firmware(FirmwareState),
+    /// What a loss of power did.
+    PowerLoss(PowerLoss),
 }
 
 /// What a machine does.
@@ -155,8 +157,35 @@ pub struct MemoryDevice {
     pub file: Option<String>,
     /// Bytes that are poisoned.
     pub poisoned: u64,
-    /// Touches of it after its departure.
+    /// Touches of it after its departure, or while it was locked.
     pub stale_accesses: u64,
+    /// Whether nobody gets at its data before a passphrase is given.
+    pub locked: bool,
+    /// The NVDIMM bus that it shares with other devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bus: Option<String>,
+    /// What the NFIT says its range is; missing for devices that no NFIT describes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range: Option<String>,
+    /// The DIMMs that it lies on, in the order of its interleave set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dimms: Vec<MemoryDimm>,
+}
+
+/// A DIMM that a memory device lies on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryDimm {
+    /// Its NFIT device handle, by which guests know it (`handle` in the guest's sysfs).
+    pub handle: Address,
+    /// Its serial number in hexadecimal, as the guest shows it.
+    pub serial: String,
+    /// The name that it was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Whether it has a passphrase.
+    pub secured: bool,
+    /// Whether it waits for its passphrase.
+    pub locked: bool,
 }
 
 /// Poison was added.

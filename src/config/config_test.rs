@@ -99,7 +99,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,readnoly=on",
-            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, channel, node, readonly, range, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store, lie",
+            "Wrong --pmem \"readnoly\": there is no such key; did you mean \"readonly\"? Known: file, size, id, via, type, channel, node, readonly, range, at, bus, dimms, interleave, family, labels, flags, ars, ars_records, clear_unit, full_line_store, unflushed, lie",
         ),
         (
             "--pmem size=1000",
@@ -122,8 +122,24 @@ fn mistakes_name_thing_value_and_remedy() {
             "Wrong --pmem p1: file /x: it is the file of device p0 too; give each device its own file",
         ),
         (
-            "--pmem size=1G,via=e820",
-            "Wrong --pmem via e820: this is not implemented in this version; give via=nfit or via=virtio",
+            "--pmem size=1G,id=p0,via=e820,labels=init",
+            "Wrong --pmem p0: labels: only an NVDIMM is on a DIMM, and has firmware; leave it out, or give via=nfit",
+        ),
+        (
+            "--pmem size=1G,id=p0,via=e820,unflushed=drop",
+            "Wrong --pmem p0: unflushed: no guest can flush memory that the E820 map describes; leave it out, or give via=nfit or via=virtio",
+        ),
+        (
+            "--pmem size=1G,id=p0,via=e820,channel=container",
+            "Wrong --pmem p0: channel: what the E820 map describes is there for good; leave it out, or give via=nfit or via=virtio",
+        ),
+        (
+            "--pmem size=1G,id=p0,type=7",
+            "Wrong --pmem p0: type: only the E820 map has types; leave it out, or give via=e820",
+        ),
+        (
+            "--pmem size=1G,via=e820,type=5",
+            "Wrong --pmem type 5: the E820 map has no such type of memory device; give type=7, type=12 or type=soft",
         ),
         (
             "--pmem size=1G,id=p0,via=virtio,channel=container",
@@ -135,7 +151,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,id=p0,via=virtio,labels=init",
-            "Wrong --pmem p0: labels: a virtio-pmem device is on no DIMM, and has no firmware; leave it out, or give via=nfit",
+            "Wrong --pmem p0: labels: only an NVDIMM is on a DIMM, and has firmware; leave it out, or give via=nfit",
         ),
         (
             "--pmem size=1G,id=p0,via=virtio --slots pcie=30",
@@ -156,6 +172,10 @@ fn mistakes_name_thing_value_and_remedy() {
         (
             "--pmem size=1G,id=p0,family=hpe",
             "Wrong --pmem p0: family hpe: there is no such family; give family=intel, family=msft or family=none",
+        ),
+        (
+            "--pmem size=1G,unflushed=lost",
+            "Wrong --pmem unflushed lost: what was not flushed is kept or dropped when power goes; give unflushed=keep or unflushed=drop",
         ),
         (
             "--pmem size=1G,full_line_store=perhaps",
@@ -277,7 +297,7 @@ fn mistakes_in_a_machine_file() {
         "Wrong machine file m.toml, line 1 \"1Q\": \"1Q\" is not a size; write a whole number with K, M, G or T \
          (powers of 1024), such as 512M or 1GiB"
     );
-    let error = words("cpus = 1\n[[pmem]]\nsize = \"1G\"\nvia = \"e820\"\n");
+    let error = words("cpus = 1\n[[pmem]]\nsize = \"1G\"\nchannel = \"bridge\"\n");
     assert!(
         error.starts_with("Wrong machine file m.toml, line 2 ") && error.contains("not implemented"),
         "{error}"
@@ -468,9 +488,18 @@ fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
         records,
         clear_unit: 1 << unit,
     });
-    let dimm = (family, labels, flags, ars, full_line_store);
+    let unflushed = prop_oneof![Just(Unflushed::Keep), Just(Unflushed::Drop)];
+    let dimm = (family, labels, flags, ars, full_line_store, unflushed);
     (any::<bool>(), 1u64..5000, channel, prop::option::of(0u32..9), any::<bool>(), place, dimm).prop_map(
-        move |(file, size, channel, node, readonly, at, (family, labels, flags, ars, full_line_store))| {
+        move |(
+            file,
+            size,
+            channel,
+            node,
+            readonly,
+            at,
+            (family, labels, flags, ars, full_line_store, unflushed),
+        )| {
             let size = Size(size * 2 * MIB);
             let source = if file {
                 PmemSource::File { path: format!("/tmp/a,{index}.img").into(), size: Some(size) }
@@ -489,6 +518,7 @@ fn any_pmem(index: usize) -> impl Strategy<Value = Pmem> {
                 flags,
                 ars,
                 full_line_store,
+                unflushed,
                 ..Pmem::memory(id, size)
             }
         },
@@ -548,7 +578,7 @@ proptest! {
 
     #[test]
     fn nearly_right_texts_do_not_panic(
-        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags|ars|ars_records|clear_unit|full_line_store)=(1G|0x10|msft|map_fail|init|p0|on|nfit|virtio|pcie|,,|none|18446744073709551615T|-1)?,?){0,6}"
+        text in "((file|size|id|via|channel|node|readonly|at|labels|family|flags|ars|ars_records|clear_unit|full_line_store|unflushed|type)=(1G|0x10|msft|map_fail|init|p0|on|nfit|virtio|e820|soft|drop|pcie|,,|none|18446744073709551615T|-1)?,?){0,6}"
     ) {
         if let Ok(pmem) = Pmem::parse("--pmem", &text) {
             let _ = validate_insert(&pmem, &[]);

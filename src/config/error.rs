@@ -93,6 +93,24 @@ pub struct Warning {
     pub message: String,
 }
 
+impl Warning {
+    /// Warnings with the same message become one, which names all that it is about.
+    pub fn merged(warnings: Vec<Self>) -> Vec<Self> {
+        let mut merged: Vec<Self> = Vec::new();
+        for warning in warnings {
+            match merged.iter_mut().find(|other| other.message == warning.message) {
+                None => merged.push(warning),
+                Some(other) => {
+                    let option = other.thing.split_inclusive(' ').next().unwrap_or_default();
+                    let thing = warning.thing.strip_prefix(option).unwrap_or(&warning.thing);
+                    other.thing = format!("{}, {thing}", other.thing);
+                }
+            }
+        }
+        merged
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.thing, self.message)
@@ -133,6 +151,19 @@ fn distance(left: &str, right: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn equal_warnings_become_one() {
+        let warning = |thing: &str, message: &str| Warning { thing: thing.into(), message: message.into() };
+        let merged = Warning::merged(vec![
+            warning("--pmem p0", "too small"),
+            warning("--pmem p0", "odd"),
+            warning("--pmem p1", "too small"),
+            warning("--disk d0", "too small"),
+        ]);
+        let texts: Vec<_> = merged.iter().map(Warning::to_string).collect();
+        assert_eq!(texts, ["--pmem p0, p1, --disk d0: too small", "--pmem p0: odd"]);
+    }
 
     #[test]
     fn nearest_words() {

@@ -11,7 +11,7 @@ use super::error::{ConfigError, Warning};
 use super::image::{self, KernelImage};
 use super::topology::check_shares;
 use super::validate::{check_size, refuse_overlaps, same_file};
-use super::{Disk, Machine, Place, Pmem, PmemSource};
+use super::{Disk, Machine, Place, Pmem, PmemSource, Unflushed};
 use crate::memory::backing::huge_page;
 use crate::units::{Address, Size};
 
@@ -156,6 +156,17 @@ impl Pmem {
         if let PmemSource::File { path, .. } = &self.source
             && matches!(huge_page(path), Ok(Some(_)))
         {
+            if self.unflushed == Unflushed::Drop {
+                return Err(ConfigError::invalid(
+                    format_args!("{option}: unflushed"),
+                    self.unflushed.name(),
+                    format_args!(
+                        "{} lies on a hugetlbfs, to which no single pages can be written",
+                        path.display()
+                    ),
+                    "leave it out, or put the file on another file system",
+                ));
+            }
             let message = "it lies on a hugetlbfs, which holds nothing but pages: labels, poison and health of the device end with the machine";
             warnings.push(Warning { thing: format!("{option}: file"), message: message.to_owned() });
         }

@@ -14,6 +14,7 @@
 mod cpu;
 mod dimm;
 mod disk;
+mod e820;
 mod error;
 mod file;
 mod host;
@@ -23,6 +24,7 @@ mod pmem;
 mod preset;
 mod switch;
 mod topology;
+mod unflushed;
 mod validate;
 mod way;
 
@@ -34,12 +36,14 @@ use serde::{Deserialize, Serialize};
 pub use self::cpu::{Cpu, CpuVendor, MachineChecks};
 pub use self::dimm::{Ars, Dimms, Family, Labels, StateFlags};
 pub use self::disk::{Disk, DiskKeys};
+pub use self::e820::E820Type;
 pub use self::error::{ConfigError, Warning, nearest};
 pub use self::host::{Checked, CheckedPmem};
 pub use self::image::{ImageKind, KernelImage};
 pub use self::keyvalue::KeyValues;
 pub use self::pmem::{Channel, INTERLEAVE, Place, Pmem, PmemKeys, PmemSource, Via};
-pub use self::topology::RangeKind;
+pub use self::topology::{RangeKind, validate_bus};
+pub use self::unflushed::Unflushed;
 pub use self::validate::{MAX_CPUS, MAX_PORTS, MAX_UNITS, validate_insert};
 use crate::units::{GIB, Size, TimeSpan};
 

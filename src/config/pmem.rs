@@ -9,10 +9,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dimm::{Ars, Dimms, Family, Labels, StateFlags, flag_names};
+use super::e820::E820Type;
 use super::error::ConfigError;
 use super::keyvalue::KeyValues;
 use super::switch::Switch;
 use super::topology::RangeKind;
+use super::unflushed::Unflushed;
 use crate::memory::FullLineStore;
 use crate::units::{Address, Size, TimeSpan};
 
@@ -39,6 +41,8 @@ pub enum Via {
     Nfit,
     /// A virtio-pmem device behind a PCI Express port.
     Virtio,
+    /// A range of the E820 map, by which firmware tells of memory at boot.
+    E820,
 }
 
 impl Via {
@@ -47,6 +51,7 @@ impl Via {
         match self {
             Self::Nfit => "nfit",
             Self::Virtio => "virtio",
+            Self::E820 => "e820",
         }
     }
 }
@@ -119,6 +124,8 @@ pub struct Pmem {
     pub source: PmemSource,
     /// How the guest is told of it. Default: `nfit`.
     pub via: Via,
+    /// Its type in the E820 map. Default: 12.
+    pub e820: E820Type,
     /// How it can be removed; `None` leaves the choice to the monitor, which knows the guest's kernel.
     pub channel: Option<Channel>,
     /// Proximity domain. Default: a domain of its own.
@@ -147,6 +154,8 @@ pub struct Pmem {
     pub ars: Ars,
     /// What becomes of a bad line that a processor writes whole. Default: it stays bad.
     pub full_line_store: FullLineStore,
+    /// What becomes of what was not flushed when power goes. Default: it is kept.
+    pub unflushed: Unflushed,
 }
 
 /// Bytes of a line of an interleave set unless chosen otherwise.
@@ -174,9 +183,14 @@ pub struct PmemKeys {
     /// Size of the device. Without a file its bytes live until the machine quits; a missing file is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     size: Option<Size>,
-    /// How the guest is told of it: "nfit", the default, or "virtio" (virtio-pmem behind a PCI Express port).
+    /// How the guest is told of it: "nfit", the default, "virtio" (virtio-pmem behind a PCI Express port) or "e820" (the
+    /// map of memory at boot).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     via: Option<String>,
+    /// With via "e820", the type of its range: "12", the default (persistent memory as before ACPI 6), "7" (persistent
+    /// memory) or "soft" (set aside for special purposes).
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    e820: Option<String>,
     /// How it can be removed: "container", "agent" or "none" with via "nfit", "pcie" or "none" with via "virtio".
     /// Default: what the guest's kernel can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -233,14 +247,19 @@ pub struct PmemKeys {
     /// What becomes of a bad line that a processor writes whole: "keep", the default, or "clear", which makes it good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     full_line_store: Option<String>,
+    /// What becomes of bytes that the guest has written and not flushed (flush hints, virtio flush) when power goes:
+    /// "keep", the default, or "drop".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unflushed: Option<String>,
 }
 
 /// The keys of `--pmem`, in the order of the documentation.
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 22] = [
     "file",
     "size",
     "id",
     "via",
+    "type",
     "channel",
     "node",
     "readonly",
@@ -256,6 +275,7 @@ const KEYS: [&str; 20] = [
     "ars_records",
     "clear_unit",
     "full_line_store",
+    "unflushed",
     "lie",
 ];
 
@@ -266,6 +286,7 @@ impl Pmem {
             id: id.into(),
             source: PmemSource::Memory(size),
             via: Via::Nfit,
+            e820: E820Type::default(),
             channel: None,
             node: None,
             readonly: false,
@@ -280,6 +301,7 @@ impl Pmem {
             flags: StateFlags::default(),
             ars: Ars::default(),
             full_line_store: FullLineStore::default(),
+            unflushed: Unflushed::default(),
         }
     }
 
@@ -294,6 +316,7 @@ impl Pmem {
             file: list.take_text("file").map(PathBuf::from),
             size: list.take("size")?,
             via: list.take_text("via"),
+            e820: list.take_text("type"),
             channel: list.take_text("channel"),
             node: list.take("node").map_err(|error| ConfigError {
                 problem: "a proximity domain is a number".to_owned(),
@@ -318,6 +341,7 @@ impl Pmem {
             })?,
             clear_unit: list.take("clear_unit")?,
             full_line_store: list.take_text("full_line_store"),
+            unflushed: list.take_text("unflushed"),
         };
         list.finish(&KEYS)?;
         Self::from_keys(option, keys)
@@ -362,17 +386,26 @@ impl Pmem {
         let via = match keys.via.as_deref() {
             None | Some("nfit") => Via::Nfit,
             Some("virtio") => Via::Virtio,
-            Some(via @ "e820") => {
-                return Err(ConfigError::not_implemented(name("via"), via, "give via=nfit or via=virtio"));
-            }
+            Some("e820") => Via::E820,
             Some(other) => {
                 return Err(ConfigError::invalid(
                     name("via"),
                     other,
                     "there is no such way",
-                    "give via=nfit or via=virtio",
+                    "give via=nfit, via=virtio or via=e820",
                 ));
             }
+        };
+        let e820 = match keys.e820.as_deref() {
+            None => E820Type::default(),
+            Some(text) => E820Type::from_name(text).ok_or_else(|| {
+                ConfigError::invalid(
+                    name("type"),
+                    text,
+                    "the E820 map has no such type of memory device",
+                    "give type=7, type=12 or type=soft",
+                )
+            })?,
         };
         let channel = match keys.channel.as_deref() {
             None => None,
@@ -458,6 +491,17 @@ impl Pmem {
                 )
             })?,
         };
+        let unflushed = match keys.unflushed.as_deref() {
+            None => Unflushed::default(),
+            Some(text) => Unflushed::from_name(text).ok_or_else(|| {
+                ConfigError::invalid(
+                    name("unflushed"),
+                    text,
+                    "what was not flushed is kept or dropped when power goes",
+                    "give unflushed=keep or unflushed=drop",
+                )
+            })?,
+        };
         let readonly = keys.readonly.is_some_and(|switch| switch.0);
         let dimms = match keys.dimms {
             None => Dimms::default(),
@@ -471,6 +515,7 @@ impl Pmem {
             id,
             source,
             via,
+            e820,
             channel,
             node: keys.node,
             readonly,
@@ -485,6 +530,7 @@ impl Pmem {
             flags,
             ars,
             full_line_store,
+            unflushed,
         })
     }
 }
@@ -508,6 +554,7 @@ impl From<Pmem> for PmemKeys {
             file,
             size,
             via: (pmem.via != Via::default()).then(|| pmem.via.name().to_owned()),
+            e820: (pmem.e820 != E820Type::default()).then(|| pmem.e820.name().to_owned()),
             channel: pmem.channel.map(|channel| channel.name().to_owned()),
             node: pmem.node,
             readonly: pmem.readonly.then_some(Switch(true)),
@@ -534,6 +581,7 @@ impl From<Pmem> for PmemKeys {
                 .then_some(Size(pmem.ars.clear_unit.into())),
             full_line_store: (pmem.full_line_store != FullLineStore::default())
                 .then(|| pmem.full_line_store.name().to_owned()),
+            unflushed: (pmem.unflushed != Unflushed::default()).then(|| pmem.unflushed.name().to_owned()),
         }
     }
 }

@@ -53,15 +53,21 @@ const LINES: std::ops::RangeInclusive<u64> = 64..=MIB;
 
 impl Machine {
     /// Number of the unit of each device. NFIT units come first, those of free slots included: the devices of a bus are
-    /// one. Devices behind ports follow, each a unit of its own.
+    /// one. Devices behind ports follow, each a unit of its own, with free ports behind them, and then those of the E820
+    /// map.
     pub fn units(&self) -> Vec<u32> {
         let mut buses = BTreeMap::new();
         let mut next = 0u32;
         let mut behind_ports = self.nfit_units();
+        let mut in_e820 = behind_ports.saturating_add(self.ports());
         self.pmem
             .iter()
             .map(|pmem| {
-                let counter = if pmem.via == Via::Nfit { &mut next } else { &mut behind_ports };
+                let counter = match pmem.via {
+                    Via::Nfit => &mut next,
+                    Via::Virtio => &mut behind_ports,
+                    Via::E820 => &mut in_e820,
+                };
                 let mut new = || {
                     *counter = counter.saturating_add(1);
                     *counter - 1
@@ -105,7 +111,11 @@ impl Machine {
     }
 }
 
-fn validate_bus(members: &[&Pmem]) -> Result<(), ConfigError> {
+/// Refuses what the devices of one bus cannot be together; the number of their DIMMs.
+///
+/// # Errors
+/// DIMMs that are not the same behind all that name them, or too many of them.
+pub fn validate_bus(members: &[&Pmem]) -> Result<u32, ConfigError> {
     let mut first: BTreeMap<&str, &Pmem> = BTreeMap::new();
     let mut count = 0;
     for pmem in members {
@@ -142,7 +152,7 @@ fn validate_bus(members: &[&Pmem]) -> Result<(), ConfigError> {
             format_args!("it would have {count} DIMMs, and a bus has at most {MAX_DIMMS}"),
             "put some of the devices on another bus",
         )),
-        _ => Ok(()),
+        _ => Ok(count),
     }
 }
 

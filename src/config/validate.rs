@@ -10,8 +10,9 @@ use aconite_acpi::layout::MAX_DIMMS;
 
 use super::error::{ConfigError, Warning};
 use super::topology::validate_set;
+use super::unflushed::validate_unflushed;
 use super::way::validate_way;
-use super::{Machine, Place, Pmem, PmemSource};
+use super::{Machine, Place, Pmem, PmemSource, Via};
 use crate::units::{Address, MIB, Size};
 
 /// The largest number of vCPUs.
@@ -229,6 +230,14 @@ impl Machine {
 pub fn validate_insert(pmem: &Pmem, ids_in_use: &[&str]) -> Result<Vec<Warning>, ConfigError> {
     let mut warnings = Vec::new();
     let option = if pmem.id.is_empty() { "pmem".to_owned() } else { format!("pmem {}", pmem.id) };
+    if pmem.via == Via::E820 {
+        return Err(ConfigError::invalid(
+            format_args!("{option}: via"),
+            pmem.via.name(),
+            "the E820 map is read once, when the guest starts",
+            "give via=nfit or via=virtio, or declare the device when the machine starts",
+        ));
+    }
     validate_device(&option, pmem, &mut warnings)?;
     if ids_in_use.contains(&pmem.id.as_str()) {
         return Err(duplicate_id("--pmem", &pmem.id));
@@ -289,6 +298,7 @@ fn validate_device(option: &str, pmem: &Pmem, warnings: &mut Vec<Warning>) -> Re
     }
     validate_way(option, pmem)?;
     validate_set(option, pmem)?;
+    validate_unflushed(option, pmem)?;
     if let PmemSource::Memory(size) | PmemSource::File { size: Some(size), .. } = &pmem.source {
         check_size(option, *size, warnings)?;
     }

@@ -1,13 +1,16 @@
 //! What goes with the way in which the guest is told of a device.
 
 use super::error::ConfigError;
-use super::{Ars, Channel, Dimms, Family, Labels, Pmem, RangeKind, StateFlags, Via};
+use super::{Ars, Channel, Dimms, E820Type, Family, Labels, Pmem, RangeKind, StateFlags, Unflushed, Via};
 
 /// Refuses what does not go with the way in which the guest is told of a device.
 pub(super) fn validate_way(option: &str, pmem: &Pmem) -> Result<(), ConfigError> {
     let refuse = |key: &str, problem: &str, remedy: &str| {
         Err(ConfigError::invalid(format_args!("{option}: {key}"), "", problem, remedy))
     };
+    if pmem.via != Via::E820 && pmem.e820 != E820Type::default() {
+        return refuse("type", "only the E820 map has types", "leave it out, or give via=e820");
+    }
     match (pmem.via, pmem.channel) {
         (Via::Nfit, Some(Channel::Pcie)) => refuse(
             "channel=pcie",
@@ -24,7 +27,22 @@ pub(super) fn validate_way(option: &str, pmem: &Pmem) -> Result<(), ConfigError>
             "no driver of virtio-pmem knows of memory that it cannot write",
             "leave it out, or give via=nfit",
         ),
-        (Via::Virtio, _) => {
+        (Via::E820, Some(channel)) if channel != Channel::None => refuse(
+            "channel",
+            "what the E820 map describes is there for good",
+            "leave it out, or give via=nfit or via=virtio",
+        ),
+        (Via::E820, _) if pmem.readonly => refuse(
+            "readonly",
+            "the E820 map says nothing of memory that cannot be written",
+            "leave it out, or give via=nfit",
+        ),
+        (Via::E820, _) if pmem.unflushed == Unflushed::Drop => refuse(
+            "unflushed",
+            "no guest can flush memory that the E820 map describes",
+            "leave it out, or give via=nfit or via=virtio",
+        ),
+        (Via::Virtio | Via::E820, _) => {
             let of_dimms = [
                 ("range", pmem.range != RangeKind::default()),
                 ("bus", pmem.bus.is_some()),
@@ -37,7 +55,7 @@ pub(super) fn validate_way(option: &str, pmem: &Pmem) -> Result<(), ConfigError>
             match of_dimms.into_iter().find(|(_, given)| *given) {
                 Some((key, _)) => refuse(
                     key,
-                    "a virtio-pmem device is on no DIMM, and has no firmware",
+                    "only an NVDIMM is on a DIMM, and has firmware",
                     "leave it out, or give via=nfit",
                 ),
                 None => Ok(()),

@@ -31,7 +31,7 @@ pub fn carry_out(space: &AddressSpace, bulk: &Bulk) -> bool {
         Some(_) if bulk.overlaps => return false,
         Some(source) => {
             let Some(region) = space.find(source) else { return false };
-            if region.departed() {
+            if region.absent() {
                 bytes.fill(0xff);
             } else {
                 let Ok(from) = region.alias().get_slice((source - region.gpa()) as usize, length) else {
@@ -45,10 +45,11 @@ pub fn carry_out(space: &AddressSpace, bulk: &Bulk) -> bool {
             bytes.chunks_mut(element).for_each(|chunk| chunk.copy_from_slice(&fill[..chunk.len()]));
         }
     }
-    if !destination.departed() {
+    if !destination.absent() {
         let offset = (bulk.destination - destination.gpa()) as usize;
         let Ok(to) = destination.alias().get_slice(offset, length) else { return false };
         to.copy_from(bytes);
+        destination.wrote(offset as u64, length as u64);
     }
     true
 }
@@ -58,7 +59,7 @@ pub fn carry_out(space: &AddressSpace, bulk: &Bulk) -> bool {
 pub fn move_one(space: &AddressSpace, what: &Move) -> Option<u64> {
     let region = space.find(what.gpa)?;
     let at = region.alias().get_slice((what.gpa - region.gpa()) as usize, what.size as usize).ok()?;
-    match (what.direction, what.size) {
+    let moved = match (what.direction, what.size) {
         (Direction::Load { .. }, 1) => at.load::<u8>(0, Ordering::Relaxed).ok().map(u64::from),
         (Direction::Load { .. }, 2) => at.load::<u16>(0, Ordering::Relaxed).ok().map(u64::from),
         (Direction::Load { .. }, 4) => at.load::<u32>(0, Ordering::Relaxed).ok().map(u64::from),
@@ -68,7 +69,11 @@ pub fn move_one(space: &AddressSpace, what: &Move) -> Option<u64> {
         (Direction::Store(value), 2) => at.store(value as u16, 0, Ordering::Release).ok().map(|()| 0),
         (Direction::Store(value), 4) => at.store(value as u32, 0, Ordering::Release).ok().map(|()| 0),
         (Direction::Store(value), _) => at.store(value, 0, Ordering::Release).ok().map(|()| 0),
+    };
+    if matches!(what.direction, Direction::Store(_)) {
+        region.wrote(what.gpa - region.gpa(), what.size.into());
     }
+    moved
 }
 
 #[cfg(test)]

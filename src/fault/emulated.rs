@@ -59,17 +59,20 @@ impl Traps {
                 _ => {}
             }
         }
-        if region.departed() {
+        if region.absent() {
             self.report_emulated(vcpu, &region, gpa, write)?;
         }
         let data = vcpu.mmio_data();
         let at = region.alias().get_slice((gpa - region.gpa()) as usize, data.len());
         match at {
-            _ if region.departed() => data.fill(0xff),
+            _ if region.absent() => data.fill(0xff),
             Ok(memory) if !write => {
                 memory.copy_to(data);
             }
-            Ok(memory) if region.writable() => memory.copy_from(data),
+            Ok(memory) if region.writable() => {
+                memory.copy_from(data);
+                region.wrote(gpa - region.gpa(), data.len() as u64);
+            }
             // A store into read-only memory goes nowhere, and so does what lies beyond the end.
             _ => {}
         }

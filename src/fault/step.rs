@@ -161,13 +161,14 @@ impl Step {
     /// Takes TF out of the flags that the instruction stored.
     fn hide_trap_flag(&self, space: &AddressSpace) {
         let Some(gpa) = self.stored_trap_flag else { return };
-        let Some(region) = space.find(gpa).filter(|region| region.writable() && !region.departed()) else {
+        let Some(region) = space.find(gpa).filter(|region| region.writable() && !region.absent()) else {
             return;
         };
         let Ok(byte) = region.alias().get_slice((gpa - region.gpa()) as usize, 1) else { return };
         let stored: Result<u8, _> = byte.read_obj(0);
         if let Ok(flags) = stored {
             byte.copy_from(&[flags & !1]);
+            region.wrote(gpa - region.gpa(), 1);
         }
     }
 

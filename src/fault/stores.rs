@@ -54,7 +54,7 @@ impl Traps {
     /// Lines that a store has filled are good again where the device says so.
     pub(super) fn filled(&self, lines: &[u64]) {
         for line in lines {
-            let Some(region) = self.space.find(*line).filter(|region| !region.departed()) else { continue };
+            let Some(region) = self.space.find(*line).filter(|region| !region.absent()) else { continue };
             if region.policy().full_line_store == FullLineStore::Keep {
                 continue;
             }

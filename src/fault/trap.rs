@@ -117,7 +117,7 @@ pub struct Traps {
     pub baton: Arc<Baton>,
     /// The event stream.
     pub events: EventBus,
-    /// Accesses to departed memory.
+    /// Accesses to memory that has departed or is locked.
     pub stale: Arc<StaleLog>,
     /// Physical address bits of the guest.
     pub physical_bits: u8,
@@ -272,11 +272,10 @@ impl Traps {
         Some((region.gpa(), page - region.gpa()))
     }
 
-    /// Poison that an access to `gpa` can consume. A departed device has no lines any more: all of it is poison, or
-    /// nothing.
+    /// Poison that an access to `gpa` can consume. Of a device that has departed or is locked, all is poison, or nothing.
     pub(super) fn consumable_poison(&self, gpa: u64, len: u64) -> Option<u64> {
         match self.space.find(gpa) {
-            Some(region) if region.departed() => departed_line(&region, gpa),
+            Some(region) if region.absent() => departed_line(&region, gpa),
             Some(region) if region.policy().consume == Consume::Log => None,
             _ => self.space.first_poison(gpa, len),
         }
@@ -284,7 +283,7 @@ impl Traps {
 
     /// Poison that is there, consumed with or without consequences.
     fn present_poison(&self, gpa: u64, len: u64) -> Option<u64> {
-        match self.space.find(gpa).filter(|region| region.departed()) {
+        match self.space.find(gpa).filter(|region| region.absent()) {
             Some(region) => departed_line(&region, gpa),
             None => self.space.first_poison(gpa, len),
         }
@@ -299,7 +298,7 @@ impl Traps {
             return Ok(false);
         };
         let hit = intersects(&touch.accesses, |gpa, len| self.present_poison(gpa, len));
-        let departed = |range: &PhysicalAccess| self.space.find(range.gpa).is_none_or(|r| r.departed());
+        let departed = |range: &PhysicalAccess| self.space.find(range.gpa).is_none_or(|r| r.absent());
         let left = !matches!(hit, Hit::None | Hit::StoreOnly { .. })
             || touch.accesses.ranges.iter().any(departed)
             || touch.guarded_pages(&self.space).is_empty()
@@ -330,16 +329,16 @@ impl Traps {
         Ok(true)
     }
 
-    /// A store into departed memory goes nowhere: an instruction that does nothing else is done by moving past it.
+    /// A store into memory that has departed or is locked goes nowhere: an instruction that does nothing else is done by moving past it.
     fn skip_store(&self, vcpu: &Vcpu, touch: &Touch, pages: &Pages) -> Result<bool, TrapError> {
         let Some(operands) = touch.running() else { return Ok(false) };
         let lost = touch.accesses.ranges.iter().all(|range| {
-            range.kind != AccessKind::Store || self.space.find(range.gpa).is_some_and(|r| r.departed())
+            range.kind != AccessKind::Store || self.space.find(range.gpa).is_some_and(|r| r.absent())
         });
         let only_there =
-            pages.iter().all(|(gpa, _)| self.space.find(*gpa).is_some_and(|region| region.departed()));
+            pages.iter().all(|(gpa, _)| self.space.find(*gpa).is_some_and(|region| region.absent()));
         let fetched_there = touch.accesses.ranges.iter().any(|range| {
-            range.kind != AccessKind::Store && self.space.find(range.gpa).is_some_and(|r| r.departed())
+            range.kind != AccessKind::Store && self.space.find(range.gpa).is_some_and(|r| r.absent())
         });
         let plain = operands.only_stores()
             && touch.accesses.fault.is_none()
@@ -379,7 +378,7 @@ impl Traps {
             true => (TrapDecision::MachineCheck, reason(direction)),
             false => (TrapDecision::Proceed, "the guest has switched the reporting of errors off"),
         };
-        if let Some(region) = region.as_ref().filter(|region| region.departed()) {
+        if let Some(region) = region.as_ref().filter(|region| region.absent()) {
             // What does not end in a machine check is reported when it is let through.
             if decision == TrapDecision::MachineCheck {
                 self.note_stale(region, access);
@@ -396,11 +395,11 @@ impl Traps {
         Ok(self.injector.deliver(vcpu, mca, Injection::error(error, MceOrigin::Access))?)
     }
 
-    /// Reports what the instruction touches of departed memory. `run` is the length of a run of iterations that is
+    /// Reports what the instruction touches of memory that has departed or is locked. `run` is the length of a run of iterations that is
     /// reported at once.
     fn report_stale(&self, vcpu: u32, touch: &Touch, run: Option<u64>) {
         for range in &touch.accesses.ranges {
-            let Some(region) = self.space.find(range.gpa).filter(|r| r.departed()) else { continue };
+            let Some(region) = self.space.find(range.gpa).filter(|r| r.absent()) else { continue };
             let Some(direction) = direction(range.kind) else { continue };
             let bytes = run.filter(|_| range.kind != AccessKind::Fetch).unwrap_or(u64::from(range.size));
             let access = touch.describe(vcpu, range.gpa, Some(range.linear), bytes, direction);
@@ -408,17 +407,17 @@ impl Traps {
         }
     }
 
-    /// Counts an access to a departed region, and tells of it if it is worth an event.
+    /// Counts an access to a region where nothing answers, and tells of it if it is worth an event.
     pub(super) fn note_stale(&self, region: &Region, access: Access) {
         if region.stale_answer() == StaleAnswer::Pause {
             self.stale.ask_for_pause(access.vcpu);
         }
         if let Some(count) = self.stale.note(region.name(), &access) {
-            self.events.publish(Event::StaleAccess {
-                device: region.name().to_owned(),
-                offset: region.named_offset(access.gpa.0).into(),
-                access,
-                count,
+            let device = region.name().to_owned();
+            let offset = region.named_offset(access.gpa.0).into();
+            self.events.publish(match region.locked() {
+                true => Event::LockedAccess { device, offset, access, count },
+                false => Event::StaleAccess { device, offset, access, count },
             });
         }
     }
@@ -427,7 +426,7 @@ impl Traps {
     /// Each line is told once for a run of one instruction.
     fn report_ignored(&self, vcpu: u32, touch: &Touch, progress: &mut Progress) {
         let ignored = |gpa, len| {
-            let region = self.space.find(gpa).filter(|region| !region.departed())?;
+            let region = self.space.find(gpa).filter(|region| !region.absent())?;
             let log = region.policy().consume == Consume::Log;
             log.then(|| self.space.first_poison(gpa, len)).flatten()
         };
@@ -466,7 +465,7 @@ impl Traps {
     fn report_unlisted(&self, vcpu: u32, touch: &Touch, pages: &Pages) {
         let (Err(unresolved), None) = (&touch.operands, touch.delivery) else { return };
         let Some(&(gpa, page)) = pages.iter().next() else { return };
-        let Some(region) = self.space.find(gpa).filter(|region| !region.departed()) else { return };
+        let Some(region) = self.space.find(gpa).filter(|region| !region.absent()) else { return };
         self.events.publish(Event::PoisonTrapped {
             device: region.name().to_owned(),
             offset: region.named_offset(gpa + page).into(),

@@ -146,7 +146,16 @@ impl Contents {
     pub fn guest(modules: Option<PathBuf>) -> Contents {
         let module_requests = ModuleRequest::list(
             &["virtio_pci", "virtio_console", "nfit", "nd_pmem"],
-            &["pvpanic_mmio", "nd_btt", "dax_pmem", "device_dax", "virtio_pmem", "virtio_blk"],
+            &[
+                "pvpanic_mmio",
+                "nd_btt",
+                "dax_pmem",
+                "device_dax",
+                "virtio_pmem",
+                "virtio_blk",
+                "nd_e820",
+                "dax_hmem",
+            ],
             &["ext4", "kmem", "einj"],
         );
         Contents { busybox: true, module_requests, ..Contents::empty(modules) }

@@ -1,17 +1,19 @@
 //! A virtual machine: memslots, interrupts, and the MSRs that the monitor keeps for itself.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aconite_devices::irq::{IrqLine, MsiSink};
 use kvm_bindings::{
-    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_MSR_EXIT_REASON_FILTER,
-    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY,
+    KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2, kvm_enable_cap, kvm_msi,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use thiserror::Error;
 
 use super::VcpuView;
-use crate::memory::Region;
+use crate::memory::{Region, WriteLog};
 use crate::x86::mca::MsrRange;
 
 /// Guest-physical addresses that KVM needs for itself on Intel hosts, below the boot ROM.
@@ -126,6 +128,9 @@ impl Vm {
         };
         let slot = Slot { fd: self.fd.clone(), slots: self.slots.clone(), number, region: region.clone() };
         slot.set(region.len())?;
+        if region.logs_writes() {
+            region.ask_for_writes(Arc::new(SlotLog { fd: self.fd.clone(), number, len: region.len() }));
+        }
         Ok(slot)
     }
 
@@ -172,9 +177,11 @@ pub struct Slot {
 
 impl Slot {
     fn set(&self, len: u64) -> Result<(), KvmError> {
+        let writable = if self.region.writable() { 0 } else { KVM_MEM_READONLY };
+        let logged = if self.region.logs_writes() { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
         let slot = kvm_userspace_memory_region {
             slot: self.number,
-            flags: if self.region.writable() { 0 } else { KVM_MEM_READONLY },
+            flags: writable | logged,
             guest_phys_addr: self.region.gpa(),
             memory_size: len,
             userspace_addr: self.region.host_address(),
@@ -192,6 +199,21 @@ impl Drop for Slot {
             return;
         }
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)[self.number as usize] = false;
+    }
+}
+
+/// KVM's log of the pages of a memslot that the guest has written (`KVM_GET_DIRTY_LOG`).
+#[derive(Debug)]
+struct SlotLog {
+    fd: Arc<VmFd>,
+    number: u32,
+    len: u64,
+}
+
+impl WriteLog for SlotLog {
+    fn take(&self) -> io::Result<Vec<u64>> {
+        let log = self.fd.get_dirty_log(self.number, self.len as usize);
+        log.map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 }
 

@@ -12,16 +12,16 @@ use thiserror::Error;
 use super::build::monotonic_clock;
 use super::dimm::{self, Kept};
 use super::media::RegionMedia;
-use super::memory::{Device, MemoryDevices, MemoryError, PERSISTENCE};
+use super::memory::{Device, MemoryDevices, MemoryError, persistence};
 use super::pcie::Card;
 use super::poison::guard_room;
-use super::topology::{Member, Owner, Topology};
+use super::topology::{Member, Owner, Seat, Topology};
 use super::virtio_pmem::{self, Function};
 use crate::command::MemoryState;
-use crate::config::{Ars, CheckedPmem, Pmem, PmemSource, Via};
+use crate::config::{Ars, Channel, CheckedPmem, Pmem, PmemSource, Unflushed, Via};
 use crate::kvm::Slot;
 use crate::memory::backing::{self, BackingError};
-use crate::memory::{Backing, PoisonPolicy, Region, RegionKind};
+use crate::memory::{Backing, Durable, PoisonPolicy, Region, RegionKind};
 use crate::sidefile::Content;
 
 /// A device that is to arrive.
@@ -72,6 +72,7 @@ impl MemoryDevices {
         match arrivals {
             [] => Ok(None),
             [card] if card.pmem.via == Via::Virtio => self.add_card(unit, card, when).map(|()| None),
+            [memory] if memory.pmem.via == Via::E820 => self.add_memory(unit, memory).map(|()| None),
             arrivals => self.add_unit(unit, arrivals).map(Some),
         }
     }
@@ -97,9 +98,31 @@ impl MemoryDevices {
             state: MemoryState::Present,
             region: prepared.region.clone(),
             dimms: Vec::new(),
+            seats: Vec::new(),
             card: Some(function.clone()),
             _slot: slot,
             channel,
+            left_by: None,
+        }));
+        Ok(())
+    }
+
+    /// Puts memory where the E820 map says that it is.
+    fn add_memory(&mut self, unit: usize, arrival: &Arrival<'_>) -> Result<(), NotAdded> {
+        let prepared = self.prepare(arrival).map_err(|source| not_added(arrival, source))?;
+        let slots = self.map(std::slice::from_ref(arrival), std::slice::from_ref(&prepared))?;
+        self.devices.extend(slots.into_iter().map(|slot| Device {
+            id: arrival.pmem.id.clone(),
+            pmem: arrival.pmem.clone(),
+            unit,
+            window: arrival.window,
+            state: MemoryState::Present,
+            region: prepared.region.clone(),
+            dimms: Vec::new(),
+            seats: Vec::new(),
+            card: None,
+            _slot: slot,
+            channel: Channel::None,
             left_by: None,
         }));
         Ok(())
@@ -139,12 +162,23 @@ impl MemoryDevices {
             dimms.push(dimm.map_err(|source| not_added(&arrivals[*member], source.into()))?);
         }
         let all = |source: MemoryError| not_added(&arrivals[0], source);
-        let model = self.model(&topology, arrivals, &prepared, &dimms).map_err(all)?;
+        for (range, member) in topology.firmware.ranges.iter().zip(&topology.members) {
+            let locked = range.shares.iter().any(|share| dimms[share.dimm as usize].locked());
+            prepared[*member].region.set_locked(locked).map_err(|error| all(error.into()))?;
+        }
+        let parts: Vec<_> = arrivals
+            .iter()
+            .zip(&prepared)
+            .map(|(arrival, prepared)| (arrival.pmem, &prepared.region))
+            .collect();
+        let model = self.model(&topology, &parts, &dimms).map_err(all)?;
         let slots = self.map(arrivals, &prepared)?;
         if let Err(error) = self.units.insert(model) {
             prepared.iter().for_each(|prepared| drop(self.space.remove(prepared.region.gpa())));
             return Err(not_added(&arrivals[0], error.into()));
         }
+        let mut seats =
+            (0..arrivals.len()).map(|member| topology.seats(member, &dimms)).collect::<Vec<_>>().into_iter();
         for (member, ((arrival, prepared), slot)) in arrivals.iter().zip(prepared).zip(slots).enumerate() {
             let its = |(owner, _): &(&Owner, &Arc<Dimm>)| owner.member == member;
             self.devices.push(Device {
@@ -155,6 +189,7 @@ impl MemoryDevices {
                 state: MemoryState::Present,
                 region: prepared.region,
                 dimms: topology.owners.iter().zip(&dimms).filter(its).map(|(_, dimm)| dimm.clone()).collect(),
+                seats: seats.next().unwrap_or_default(),
                 card: None,
                 _slot: slot,
                 channel: arrival.pmem.channel.unwrap_or(self.default_channel(Via::Nfit)),
@@ -162,6 +197,69 @@ impl MemoryDevices {
             });
         }
         Ok(topology.firmware)
+    }
+
+    /// Puts a device on a bus that is there. Its window belongs to the bus's unit already. After an error nothing has
+    /// changed.
+    ///
+    /// What `_FIT` has said so far it says again, byte by byte, with more behind it: Linux takes a sub-table that has changed
+    /// for one that was deleted (`acpi_nfit_init` in drivers/acpi/nfit/core.c).
+    pub fn add_to_bus(&mut self, unit: usize, arrival: &Arrival<'_>) -> Result<(), NotAdded> {
+        let refused = |source| not_added(arrival, source);
+        let prepared = self.prepare(arrival).map_err(refused)?;
+        let before: Vec<&Device> = self.of_unit(unit).collect();
+        let members: Vec<_> = before
+            .iter()
+            .map(|device| Member {
+                pmem: &device.pmem,
+                size: device.region.len(),
+                window: &self.windows[device.window],
+            })
+            .chain([Member {
+                pmem: arrival.pmem,
+                size: arrival.checked.size.bytes(),
+                window: &self.windows[arrival.window],
+            }])
+            .collect();
+        let topology = Topology::of(unit as u32, &members);
+        let mut dimms = self.units.get(unit as u32).map(|unit| unit.dimms().to_vec()).unwrap_or_default();
+        for Owner { number, .. } in &topology.owners[dimms.len()..] {
+            let dimm = dimm::power_on(arrival.pmem, &prepared.kept, *number, monotonic_clock());
+            dimms.push(dimm.map_err(|source| refused(source.into()))?);
+        }
+        let parts: Vec<_> = before
+            .iter()
+            .map(|device| (&device.pmem, &device.region))
+            .chain([(arrival.pmem, &prepared.region)])
+            .collect();
+        let model = self.model(&topology, &parts, &dimms).map_err(refused)?;
+        let seats = topology.seats(before.len(), &dimms);
+        let locked = seats.iter().any(Seat::locked);
+        prepared.region.set_locked(locked).map_err(|error| refused(error.into()))?;
+        let known: Vec<_> = before.iter().flat_map(|device| &device.dimms).cloned().collect();
+        let own = dimms.iter().filter(|dimm| !known.iter().any(|known| Arc::ptr_eq(known, dimm)));
+        let own: Vec<_> = own.cloned().collect();
+        let slots = self.map(std::slice::from_ref(arrival), std::slice::from_ref(&prepared))?;
+        let channel = arrival.pmem.channel.unwrap_or(self.default_channel(Via::Nfit));
+        if let Err(error) = self.units.replace(model) {
+            self.space.remove(prepared.region.gpa());
+            return Err(refused(error.into()));
+        }
+        self.devices.extend(slots.into_iter().map(|slot| Device {
+            id: arrival.pmem.id.clone(),
+            pmem: arrival.pmem.clone(),
+            unit,
+            window: arrival.window,
+            state: MemoryState::Present,
+            region: prepared.region.clone(),
+            dimms: own.clone(),
+            seats: seats.clone(),
+            card: None,
+            _slot: slot,
+            channel,
+            left_by: None,
+        }));
+        Ok(())
     }
 
     /// Opens a device's file, maps it and puts the poison of the last run back.
@@ -187,8 +285,17 @@ impl MemoryDevices {
             PmemSource::File { path, .. } if on_hugetlbfs(path)? => Kept::Here(Content::default()),
             PmemSource::File { path, .. } => Kept::of_file(path, size, pmem.readonly, checked.create)?,
         };
-        let backing = Backing { file, offset: 0, writable: !pmem.readonly };
-        let region = Arc::new(Region::new(&pmem.id, RegionKind::Pmem, base, size, backing)?);
+        let backing = |file| Backing { file, offset: 0, writable: !pmem.readonly };
+        let region = match pmem.unflushed {
+            Unflushed::Keep => Region::new(&pmem.id, RegionKind::Pmem, base, size, backing(file))?,
+            Unflushed::Drop => {
+                let no_copy = |source| BackingError::Copy { name: pmem.id.clone(), size, source };
+                let durable = Durable::new(file, size).map_err(no_copy)?;
+                let working = backing(durable.working().map_err(no_copy)?);
+                Region::new(&pmem.id, RegionKind::Pmem, base, size, working)?.with_durable(durable)
+            }
+        };
+        let region = Arc::new(region);
         region.set_policy(PoisonPolicy { full_line_store: pmem.full_line_store, ..PoisonPolicy::default() });
         kept.restore_poison(&region, guard_room(&self.space, &region))?;
         Ok(Prepared { region, kept })
@@ -198,35 +305,34 @@ impl MemoryDevices {
     fn model(
         &self,
         topology: &Topology,
-        arrivals: &[Arrival<'_>],
-        prepared: &[Prepared],
+        parts: &[(&Pmem, &Arc<Region>)],
         dimms: &[Arc<Dimm>],
     ) -> Result<Unit, MemoryError> {
         let firmware = &topology.firmware;
-        let members = topology.members.iter().map(|member| (&arrivals[*member], &prepared[*member]));
-        let ranges =
-            firmware.ranges.iter().zip(members).map(|(range, (arrival, prepared))| nvdimm::UnitRange {
-                base: range.range.base,
-                size: range.range.size,
-                volatile: range.kind.is_volatile(),
-                interleave: Interleave {
-                    line: range.line.into(),
-                    shares: range
-                        .shares
-                        .iter()
-                        .map(|share| nvdimm::Share { dimm: share.dimm, dimm_address: share.dimm_address })
-                        .collect(),
-                },
-                scrub: arrival.pmem.ars.time,
-                media: Arc::new(RegionMedia {
-                    region: prepared.region.clone(),
-                    space: self.space.clone(),
-                    baton: self.baton.clone(),
-                    events: self.events.clone(),
-                }),
-            });
-        let (fit, ranges) = (firmware.fit(PERSISTENCE), ranges.collect());
-        let ars = arrivals.iter().map(|arrival| arrival.pmem.ars).reduce(Ars::on_one_bus).unwrap_or_default();
+        let members = topology.members.iter().map(|member| parts[*member]);
+        let ranges = firmware.ranges.iter().zip(members).map(|(range, (pmem, region))| nvdimm::UnitRange {
+            base: range.range.base,
+            size: range.range.size,
+            volatile: range.kind.is_volatile(),
+            interleave: Interleave {
+                line: range.line.into(),
+                shares: range
+                    .shares
+                    .iter()
+                    .map(|share| nvdimm::Share { dimm: share.dimm, dimm_address: share.dimm_address })
+                    .collect(),
+            },
+            scrub: pmem.ars.time,
+            media: Arc::new(RegionMedia {
+                region: region.clone(),
+                space: self.space.clone(),
+                baton: self.baton.clone(),
+                events: self.events.clone(),
+            }),
+        });
+        let persistence = persistence(parts.iter().map(|(pmem, _)| *pmem));
+        let (fit, ranges) = (firmware.fit(persistence), ranges.collect());
+        let ars = parts.iter().map(|(pmem, _)| pmem.ars).reduce(Ars::on_one_bus).unwrap_or_default();
         Ok(Unit::new(UnitConfig {
             clear_unit: ars.clear_unit,
             ars_records: ars.records,

@@ -213,7 +213,11 @@ impl Plan {
                     None if index >= first_free_port => *of_free_ports.get_or_insert_with(new),
                     None => new(),
                 };
-                let via = if unit < nfit { Via::Nfit } else { Via::Virtio };
+                let via = match unit {
+                    unit if unit < nfit => Via::Nfit,
+                    unit if unit < nfit + config.ports() => Via::Virtio,
+                    _ => Via::E820,
+                };
                 Window { range, node, unit: unit as usize, via }
             })
             .collect();
@@ -228,6 +232,18 @@ impl Plan {
             })
             .collect();
         Ok(plan)
+    }
+
+    /// What the E820 map says of memory devices.
+    pub fn e820(&self, config: &config::Machine, pmem: &[CheckedPmem]) -> Vec<(Range<u64>, u32)> {
+        let devices = config.pmem.iter().zip(pmem).zip(&self.windows);
+        devices
+            .filter(|((device, _), _)| device.via == Via::E820)
+            .map(|((device, checked), window)| {
+                let start = window.range.start;
+                (start..start + checked.size.bytes(), device.e820.number())
+            })
+            .collect()
     }
 
     /// The devices that are there at boot, by unit; the units of free slots have none.
@@ -287,7 +303,7 @@ impl Plan {
             arrivals: self
                 .windows
                 .iter()
-                .filter(|window| window.via == Via::Virtio)
+                .filter(|window| window.via != Via::Nfit)
                 .map(|window| MemoryRange { range: range(&window.range), proximity: window.node })
                 .collect(),
             persistence: memory.persistence,
@@ -358,7 +374,7 @@ pub fn tables(config: &config::Machine, pmem: &[CheckedPmem]) -> Result<Tables, 
         .take(plan.dimms.len())
         .map(|arrivals| plan.topology(arrivals).map(|topology| topology.firmware))
         .collect();
-    let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
+    let memory_plan = MemoryPlan { occupants, persistence: memory::persistence(&config.pmem) };
     Ok(Tables::build(&plan.description(config, &memory_plan))?)
 }
 
@@ -436,7 +452,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let errors =
         Errors::new(wired.errors, wired.platform.clone(), vm.msi(), spec.events.clone(), boot_errors.clone());
 
-    let memory_plan = MemoryPlan { occupants, persistence: memory::PERSISTENCE };
+    let memory_plan = MemoryPlan { occupants, persistence: memory::persistence(&config.pmem) };
     let tables = Tables::build(&plan.description(config, &memory_plan))?;
     let guest = space.dma().memory();
     guest.write_slice(&tables.blob(), GuestAddress(tables.blob_address()))?;
@@ -446,7 +462,13 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         Some(khz) => format!("tsc_early_khz={khz} {}", spec.command_line),
         None => spec.command_line.to_owned(),
     };
-    let image = Image { kernel: &config.kernel, initrd: spec.initrd, command_line: &command_line };
+    let more_memory = plan.e820(config, spec.pmem);
+    let image = Image {
+        kernel: &config.kernel,
+        initrd: spec.initrd,
+        command_line: &command_line,
+        more_memory: &more_memory,
+    };
     let entry = boot::load(&guest, &plan.ram, &image)?;
 
     if let Some(state) = &spec.state {

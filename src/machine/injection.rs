@@ -114,7 +114,7 @@ impl MemoryDevices {
     /// The id under which poison of the line at `gpa` is asked for, and the line by that id's offsets.
     fn named_line(&self, gpa: u64) -> Result<(String, ByteRange), Error> {
         let line = gpa & !(LINE_SIZE - 1);
-        let Some(region) = self.space.find(line).filter(|region| !region.departed()) else {
+        let Some(region) = self.space.find(line).filter(|region| !region.absent()) else {
             return Err(Error::new(
                 ErrorCode::OutsideDevice,
                 format!("There is no memory at {gpa:#x}"),

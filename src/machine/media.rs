@@ -87,7 +87,29 @@ impl Media for RegionMedia {
                 return false;
             }
         }
+        if let Err(error) = self.region.flush() {
+            tracing::error!(%error, device = self.region.name(), "what was erased may come back");
+            return false;
+        }
         true
+    }
+
+    fn set_locked(&self, locked: bool) -> bool {
+        if self.region.locked() == locked || self.region.departed() {
+            return true;
+        }
+        // The machine stops, and with it the guest that asked.
+        let Ok(_held) = self.baton.take() else { return false };
+        match self.space.set_locked(&self.region, locked) {
+            Ok(()) => {
+                self.events.publish(Event::MemoryLock { device: self.region.name().to_owned(), locked });
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, device = self.region.name(), "a lock could not be changed");
+                false
+            }
+        }
     }
 
     fn flush(&self) {
@@ -113,11 +135,14 @@ fn erase(region: &Region, part: Range<u64>) -> io::Result<()> {
     if let Some(backing) = region.alias().file_offset().filter(|_| length >= HOLE) {
         let start = backing.start() + part.start;
         if fallocate(backing.file(), FallocateMode::PunchHole, true, start, length).is_ok() {
+            region.wrote(part.start, length);
             return Ok(());
         }
         // A file system without holes has zeros written.
     }
-    write_zeros(region, part)
+    write_zeros(region, part.clone())?;
+    region.wrote(part.start, length);
+    Ok(())
 }
 
 /// Writes zeros through the map that never traps.

@@ -21,21 +21,28 @@ use super::dimm::DimmError;
 use super::operations::Operations;
 use super::pcie::{Pcie, PcieError};
 use super::removal::Removal;
+use super::topology::Seat;
 use super::virtio_pmem::{Function, Surroundings};
 use crate::command::{
     Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
     StaleAnswer, StaleState,
 };
-use crate::config::{Channel, Pmem, PmemSource, Via};
+use crate::config::{Channel, Pmem, PmemSource, Unflushed, Via};
 use crate::fault::StaleLog;
 use crate::kvm::{Baton, KvmError, Slot, Vm};
 use crate::memory::backing::BackingError;
 use crate::memory::{AddressSpace, GuardError, LINE_SIZE, MapError, Region, SpaceError};
 use crate::sidefile::SideFileError;
 
-/// Persistence that the platform capabilities promise: a store is durable once it has left the CPU cache
-/// for the file's page, and the flush hint writes that back.
-pub const PERSISTENCE: Persistence = Persistence::MemoryController;
+/// Persistence that the platform capabilities promise of these devices: a store is durable once it has left the CPU
+/// cache for the file's page, and the flush hint writes that back; or nothing, where only a flush makes it durable.
+pub fn persistence<'a>(devices: impl IntoIterator<Item = &'a Pmem>) -> Persistence {
+    match devices.into_iter().any(|pmem| pmem.unflushed == Unflushed::Drop) {
+        true => Persistence::Unspecified,
+        false => Persistence::MemoryController,
+    }
+}
+
 /// First kernel whose nfit driver does not let go when its container departs.
 const FIRST_WITHOUT_CONTAINER: (u32, u32) = (7, 0);
 
@@ -103,6 +110,8 @@ pub(super) struct Device {
     pub(super) region: Arc<Region>,
     /// The DIMMs whose state it keeps.
     pub(super) dimms: Vec<Arc<Dimm>>,
+    /// All DIMMs that it lies on.
+    pub(super) seats: Vec<Seat>,
     /// What the guest finds behind a port.
     pub(super) card: Option<Function>,
     pub(super) _slot: Slot,
@@ -226,7 +235,7 @@ impl MemoryDevices {
         if device.pmem.via != Via::Nfit {
             return Err(Error::new(
                 ErrorCode::NotSupported,
-                format!("{id} has no firmware that could notify: it is a virtio-pmem device"),
+                format!("{id} has no firmware that could notify (via={})", device.pmem.via.name()),
                 "notify an NVDIMM (via=nfit), or raise a machine check",
             ));
         }
@@ -296,6 +305,10 @@ impl MemoryDevices {
             },
             poisoned: device.region.poisoned_lines() * LINE_SIZE,
             stale_accesses: self.stale.total(&device.id),
+            locked: device.region.locked(),
+            bus: device.pmem.bus.clone(),
+            range: (device.pmem.via == Via::Nfit).then(|| device.pmem.range.name().to_owned()),
+            dimms: device.seats.iter().map(Seat::describe).collect(),
         }
     }
 
@@ -303,6 +316,7 @@ impl MemoryDevices {
     pub(super) fn default_channel(&self, via: Via) -> Channel {
         match self.kernel {
             _ if via == Via::Virtio => Channel::Pcie,
+            _ if via == Via::E820 => Channel::None,
             Some(version) if version >= FIRST_WITHOUT_CONTAINER => Channel::None,
             _ => Channel::Container,
         }
@@ -311,6 +325,14 @@ impl MemoryDevices {
     /// Why a device cannot be removed.
     pub(super) fn no_channel(&self, device: &Device) -> Error {
         match self.kernel {
+            _ if device.pmem.via == Via::E820 => Error::new(
+                ErrorCode::NotSupported,
+                format!(
+                    "{} cannot be removed: the E820 map says that it is there, and is read once",
+                    device.id
+                ),
+                "use a device with via=nfit or via=virtio",
+            ),
             Some((major, minor)) if device.pmem.channel.is_none() => Error::new(
                 ErrorCode::NotSupported,
                 format!(

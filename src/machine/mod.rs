@@ -25,6 +25,7 @@ mod outcome;
 mod pcie;
 mod plug;
 mod poison;
+mod power;
 mod records;
 mod removal;
 mod scrubs;
@@ -417,12 +418,10 @@ impl Machine {
             };
             cause = cause.or(stop);
             let Some((command, reply)) = next else { break };
-            let quit = command == Command::Quit;
+            let end = self.end_by(&command);
             // Whoever asked may have gone.
             let _ = reply.send(self.execute(command));
-            if quit {
-                cause = cause.or(Some(Cause::Quit));
-            }
+            cause = cause.or(end);
         }
         cause
     }
@@ -539,6 +538,18 @@ impl Machine {
         }
     }
 
+    /// The cause for which a command ends the machine.
+    fn end_by(&self, command: &Command) -> Option<Cause> {
+        match command {
+            Command::Quit => Some(Cause::Quit),
+            Command::PowerCut(cut) => {
+                let cause = if cut.again { Cause::PowerCycle } else { Cause::PowerCut };
+                command.allowed_in(self.state).ok().map(|()| cause)
+            }
+            _ => None,
+        }
+    }
+
     fn execute(&mut self, command: Command) -> Result<Reply, Error> {
         command.allowed_in(self.state)?;
         if let Some(reply) = self.answer(&command) {
@@ -607,6 +618,7 @@ impl Machine {
             | Command::Remove { .. }
             | Command::Insert { .. }
             | Command::Census { .. }
+            | Command::PowerCut(_)
             | Command::Pause
             | Command::Resume => return None,
         })
@@ -633,6 +645,11 @@ impl Machine {
             }
             Command::Census { device } => {
                 memory.census(held, &self.built.views, &device).map(|census| Reply::Census(Box::new(census)))
+            }
+            Command::PowerCut(cut) => {
+                // No vCPU runs any more.
+                self.state = MachineState::Paused;
+                memory.cut(held, cut).map(Reply::PowerLoss)
             }
             Command::Pause => {
                 self.state = MachineState::Paused;
@@ -689,7 +706,9 @@ impl Machine {
             Cause::Panic => self.publish(Event::GuestPanicked),
             _ => {}
         }
-        self.built.memory.power_off();
+        if !cause.is_power_cut() {
+            self.built.memory.power_off();
+        }
         for region in self.built.traps.space.regions() {
             if let Err(error) = region.flush() {
                 tracing::error!(%error, device = region.name(), "data could not be written back");

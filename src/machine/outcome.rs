@@ -30,6 +30,10 @@ pub enum Cause {
         /// Why it could not.
         why: String,
     },
+    /// A request took the power away.
+    PowerCut,
+    /// A request took the power away, and gives it back.
+    PowerCycle,
     /// A request ended the machine.
     Quit,
     /// A signal ended the monitor.
@@ -48,6 +52,13 @@ pub enum Cause {
     ),
 }
 
+impl Cause {
+    /// Whether the machine has lost its power without a word.
+    pub fn is_power_cut(&self) -> bool {
+        matches!(self, Self::PowerCut | Self::PowerCycle)
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -56,6 +67,8 @@ impl fmt::Display for Cause {
             Self::Panic => f.write_str("panic"),
             Self::TripleFault { vcpu } => write!(f, "triple_fault of vCPU {vcpu}"),
             Self::Shutdown { vcpu, why } => write!(f, "shutdown of vCPU {vcpu}: {why}"),
+            Self::PowerCut => f.write_str("power_cut"),
+            Self::PowerCycle => f.write_str("power_cycle"),
             Self::Quit => f.write_str("quit"),
             Self::Signal { signal } => write!(f, "signal {signal}"),
             Self::Timeout => f.write_str("timeout"),

@@ -11,14 +11,14 @@ use aconite_devices::virtio::QueueHandler;
 
 use super::arrival::{Arrival, NotAdded, When};
 use super::chain;
-use super::memory::{Device, MemoryDevices, MemoryError, length, state_name};
+use super::memory::{Device, MemoryDevices, MemoryError, length, persistence, state_name};
 use super::removal::{Action, Happening, PATIENCE, Removal, unasked};
 use super::tell::{Heard, Ways};
 use crate::command::{
     CENSUS_LISTED_IN_EVENT, Error, ErrorCode, Event, MemoryState, Operation, OperationState, RemovalStep,
     RemoveMode,
 };
-use crate::config::{Channel, CheckedPmem, Place, Pmem, Via};
+use crate::config::{Channel, CheckedPmem, Place, Pmem, Via, validate_bus};
 use crate::kvm::{Held, VcpuView};
 use crate::memory::MapError;
 use crate::memory::backing::BackingError;
@@ -93,7 +93,7 @@ impl MemoryDevices {
     }
 
     /// The devices of a unit that have not departed.
-    fn of_unit(&self, unit: usize) -> impl Iterator<Item = &Device> {
+    pub(super) fn of_unit(&self, unit: usize) -> impl Iterator<Item = &Device> {
         self.devices.iter().filter(move |d| d.unit == unit && d.state != MemoryState::Departed)
     }
 
@@ -239,6 +239,7 @@ impl MemoryDevices {
             (Via::Nfit, Channel::Pcie) => {
                 wrong(format!("{id} is an NVDIMM, behind no port"), "name via=container or via=agent")
             }
+            (Via::E820, _) => Err(self.no_channel(device)),
             (Via::Virtio, Channel::Container | Channel::Agent) => wrong(
                 format!("{id} is a virtio-pmem device, and goes through its PCI Express port"),
                 "name via=pcie, or leave it out",
@@ -307,7 +308,8 @@ impl MemoryDevices {
             return Err(in_use(device));
         }
         let window = self.place(pmem, size)?;
-        let unit = self.windows[window].unit;
+        let joined = self.joined_unit(pmem)?;
+        let unit = joined.unwrap_or(self.windows[window].unit);
         if let Some(device) = named.filter(|d| d.window != window) {
             return Err(in_use(device));
         }
@@ -331,9 +333,14 @@ impl MemoryDevices {
             drop(old);
             self.tell_of_old_mappings(held, vcpus, &id, range, operation.operation);
         }
-        if let Err(NotAdded { source: error, .. }) =
-            self.add(unit, &[Arrival { pmem, checked, window }], When::Later)
-        {
+        let arrival = Arrival { pmem, checked, window };
+        let own_unit = std::mem::replace(&mut self.windows[window].unit, unit);
+        let added = match joined {
+            Some(unit) => self.add_to_bus(unit, &arrival),
+            None => self.add(unit, &[arrival], When::Later).map(drop),
+        };
+        if let Err(NotAdded { source: error, .. }) = added {
+            self.windows[window].unit = own_unit;
             let code = match &error {
                 MemoryError::Backing(BackingError::InUse { .. }) => ErrorCode::FileInUse,
                 _ => ErrorCode::HostLimit,
@@ -348,10 +355,55 @@ impl MemoryDevices {
             gpa: self.windows[window].range.start.into(),
             size,
         });
-        if ways.tell_insertion(operation.operation, channel, unit, vec![self.windows[window].range.clone()]) {
+        if joined.is_some() {
+            ways.tell_joined(unit);
+            self.end(operation.operation, None);
+        } else if ways.tell_insertion(
+            operation.operation,
+            channel,
+            unit,
+            vec![self.windows[window].range.clone()],
+        ) {
             self.end(operation.operation, None);
         }
         self.operations.get(operation.operation)
+    }
+
+    /// The unit of the bus that a device names, if devices are on it: the device joins them.
+    fn joined_unit(&self, pmem: &Pmem) -> Result<Option<usize>, Error> {
+        let Some(bus) = &pmem.bus else { return Ok(None) };
+        let there =
+            |device: &&Device| device.pmem.bus.as_ref() == Some(bus) && device.state != MemoryState::Departed;
+        let Some(first) = self.devices.iter().find(there) else { return Ok(None) };
+        let unit = first.unit;
+        if first.state == MemoryState::Leaving {
+            return Err(Error::new(
+                ErrorCode::WrongDeviceState,
+                format!("Bus {bus} is leaving"),
+                "wait until it has departed, or name another bus",
+            ));
+        }
+        let members: Vec<_> = self.of_unit(unit).map(|device| &device.pmem).chain([pmem]).collect();
+        let dimms = validate_bus(&members)?;
+        let room = self.dimms_of_unit.get(unit).copied().unwrap_or(0);
+        if dimms > room {
+            return Err(Error::new(
+                ErrorCode::NoFreeSlot,
+                format!("Bus {bus} would have {dimms} DIMMs, and has room for {room}"),
+                format!(
+                    "declare room when the machine starts (--slots dimms={dimms}), or name DIMMs that it has"
+                ),
+            ));
+        }
+        let (others, all) = (&members[..members.len() - 1], &members[..]);
+        if persistence(others.iter().copied()) != persistence(all.iter().copied()) {
+            return Err(Error::new(
+                ErrorCode::NotSupported,
+                format!("Bus {bus} has promised that what is written is durable once it has left the caches"),
+                "leave unflushed=drop out, or name another bus",
+            ));
+        }
+        Ok(Some(unit))
     }
 
     fn tell_of_old_mappings(
@@ -451,7 +503,7 @@ impl MemoryDevices {
                 let dimms = pmem.dimms.count();
                 let (what, slots) = match pmem.via {
                     Via::Nfit => (format!(" on {dimms} DIMMs"), "nfit=N,size=SIZE,dimms=M"),
-                    Via::Virtio => (String::new(), "pcie=N,size=SIZE"),
+                    Via::Virtio | Via::E820 => (String::new(), "pcie=N,size=SIZE"),
                 };
                 Error::new(
                     ErrorCode::NoFreeSlot,

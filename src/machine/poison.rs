@@ -338,6 +338,9 @@ fn guard_error(error: GuardError) -> Error {
         GuardError::Departed { .. } => {
             (ErrorCode::WrongDeviceState, "name a device that is present".to_owned())
         }
+        GuardError::Locked { .. } => {
+            (ErrorCode::WrongDeviceState, "let the guest unlock the DIMM, or name another device".to_owned())
+        }
         GuardError::TooScattered { wanted, .. } => (
             ErrorCode::HostLimit,
             format!(

@@ -124,6 +124,12 @@ impl Ways {
         false
     }
 
+    /// Tells the guest that there is more on a bus.
+    pub fn tell_joined(&self, unit: usize) {
+        let target = EventTarget::Root(unit as u32);
+        lock(&self.platform).push(FirmwareEvent { target, code: notify::NFIT_UPDATE });
+    }
+
     fn notify(&self, unit: usize, code: u8) {
         lock(&self.platform).push(FirmwareEvent { target: EventTarget::Container(unit as u32), code });
     }

@@ -1,10 +1,15 @@
 //! Which DIMMs are behind the devices of a unit, and where on them: what the firmware tables and the models of the DIMMs
 //! are both made from.
 
+use std::sync::Arc;
+
+use aconite_acpi::platform::device_handle;
 use aconite_acpi::{AddressRange, DimmFlags, NvdimmUnit, RangeType, Share, UnitDimm, UnitRange};
+use aconite_devices::nvdimm::Dimm;
 use sha2::{Digest, Sha256};
 
 use super::memory::Window;
+use crate::command::MemoryDimm;
 use crate::config::{Dimms, INTERLEAVE, Pmem};
 
 /// A device of a unit.
@@ -40,7 +45,55 @@ pub struct Owner {
     name: Option<String>,
 }
 
+/// A DIMM that a device lies on.
+#[derive(Clone, Debug)]
+pub struct Seat {
+    /// Its NFIT device handle.
+    handle: u32,
+    /// Its serial number, as the NFIT has it.
+    serial: u32,
+    /// Its name, if it has one.
+    name: Option<String>,
+    dimm: Arc<Dimm>,
+}
+
+impl Seat {
+    /// Whether it waits for its passphrase.
+    pub fn locked(&self) -> bool {
+        self.dimm.locked()
+    }
+
+    /// What is told of it.
+    pub fn describe(&self) -> MemoryDimm {
+        MemoryDimm {
+            handle: u64::from(self.handle).into(),
+            // Linux shows the bytes in the order in which they stand (`serial_show` in drivers/acpi/nfit/core.c).
+            serial: format!("{:08x}", self.serial.swap_bytes()),
+            name: self.name.clone(),
+            secured: self.dimm.secured(),
+            locked: self.locked(),
+        }
+    }
+}
+
 impl Topology {
+    /// The DIMMs of `dimms`, those of the unit, that a member lies on, or has without a range.
+    pub fn seats(&self, member: usize, dimms: &[Arc<Dimm>]) -> Vec<Seat> {
+        let range =
+            self.members.iter().position(|of| *of == member).map(|range| &self.firmware.ranges[range]);
+        let behind: Vec<usize> = match range {
+            Some(range) => range.shares.iter().map(|share| share.dimm as usize).collect(),
+            None => (0..self.owners.len()).filter(|dimm| self.owners[*dimm].member == member).collect(),
+        };
+        let seat = |number: usize| Seat {
+            handle: device_handle(self.firmware.unit, number as u32),
+            serial: self.firmware.dimms[number].serial,
+            name: self.owners[number].name.clone(),
+            dimm: dimms[number].clone(),
+        };
+        behind.into_iter().map(seat).collect()
+    }
+
     /// The topology of unit `unit` with these devices.
     pub fn of(unit: u32, members: &[Member<'_>]) -> Self {
         let lie = members.iter().find_map(|member| member.pmem.lie);

@@ -22,6 +22,16 @@ pub enum BackingError {
         /// The system's answer.
         source: io::Error,
     },
+    /// There is no room for the copy that a guest works on, or the device cannot be read.
+    #[error("Cannot make the copy of {name} that its guest works on, {size:#x} bytes of memory")]
+    Copy {
+        /// The device.
+        name: String,
+        /// Its bytes.
+        size: u64,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The file could not be opened, created or sized.
     #[error("Cannot open {path} for a memory device")]
     Open {

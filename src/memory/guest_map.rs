@@ -70,6 +70,8 @@ pub struct GuestMap {
     base: NonNull<u8>,
     len: usize,
     prot: i32,
+    /// The protection of what is mapped, where no guard is.
+    open_prot: i32,
     /// What is mapped, and from where on; none once it has vanished.
     file: Option<(File, u64)>,
 }
@@ -131,7 +133,7 @@ impl GuestMap {
             return Err(MapError::Map { len, offset, source });
         };
         let kept = file.try_clone().map_err(|source| MapError::Map { len, offset, source })?;
-        let map = Self { base, len: len as usize, prot, file: Some((kept, offset)) };
+        let map = Self { base, len: len as usize, prot, open_prot: prot, file: Some((kept, offset)) };
         map.advise_all(0..len);
         Ok(map)
     }
@@ -208,8 +210,21 @@ impl GuestMap {
         Ok(())
     }
 
-    /// Puts inaccessible anonymous memory in place of the file: what the map held is out of reach.
+    /// Puts inaccessible anonymous memory in place of the file: what the map held is out of reach for good.
     pub fn vanish(&mut self) -> Result<(), MapError> {
+        self.cover()?;
+        self.file = None;
+        Ok(())
+    }
+
+    /// Maps the file again that [`Self::cover`] has put out of reach. Nothing of it is shut or marked.
+    pub fn uncover(&mut self) -> Result<(), MapError> {
+        self.prot = self.open_prot;
+        self.renew(0..self.len())
+    }
+
+    /// Puts inaccessible anonymous memory in place of the file: what the map held is out of reach.
+    pub fn cover(&mut self) -> Result<(), MapError> {
         // SAFETY: replaces exactly our own range.
         let mapped = unsafe {
             libc::mmap(
@@ -226,11 +241,10 @@ impl GuestMap {
             return Err(MapError::Map { len: self.len as u64, offset: 0, source });
         }
         self.prot = libc::PROT_READ | libc::PROT_WRITE;
-        self.file = None;
         Ok(())
     }
 
-    /// Opens a page of a vanished map and fills it with ones, as a bus answers for an absent device.
+    /// Opens a page of a vanished or covered map and fills it with ones, as a bus answers for an absent device.
     ///
     /// The caller has stopped every vCPU, so nobody else touches the page.
     pub fn fill_with_ones(&self, page: u64) -> Result<(), MapError> {
@@ -363,5 +377,28 @@ mod tests {
         let mut kept = [0; 6];
         backing.read_at(&mut kept, 4096).unwrap();
         assert_eq!(&kept, b"secret");
+    }
+
+    #[test]
+    fn a_covered_map_comes_back() {
+        let backing = file(8192);
+        backing.write_at(b"secret", 4096).unwrap();
+        let mut map = GuestMap::new(&backing, 0, 8192, 0, true).unwrap();
+        let sink = file(0);
+        let seen = |map: &GuestMap| {
+            // SAFETY: as above.
+            let n = unsafe {
+                libc::pwrite(sink.as_raw_fd(), (map.host_address() + 4096) as *const libc::c_void, 6, 0)
+            };
+            let mut seen = [0; 6];
+            sink.read_at(&mut seen, 0).unwrap();
+            (n == 6).then_some(seen)
+        };
+        map.cover().unwrap();
+        assert_eq!(seen(&map), None);
+        map.fill_with_ones(4096).unwrap();
+        assert_eq!(seen(&map), Some([0xff; 6]));
+        map.uncover().unwrap();
+        assert_eq!(seen(&map).as_ref(), Some(b"secret"));
     }
 }

@@ -5,6 +5,7 @@
 //! punched to make poison.
 
 pub mod backing;
+mod durable;
 mod guard;
 mod guest_map;
 pub mod host_fault;
@@ -16,6 +17,7 @@ mod region;
 mod space;
 mod tables;
 
+pub use durable::{Durable, Loss, Survivors, WriteLog};
 pub use guard::GuardMethod;
 pub use guest_map::{GuestMap, LARGE, MapError, PAGE_SIZE};
 pub use keeper::PoisonKeeper;

@@ -91,7 +91,8 @@ impl PolicyChange {
     }
 }
 
-/// What a processor gets that touches memory of a device that has departed. Every touch is told besides.
+/// What a processor gets that touches memory of a device that has departed, or whose DIMM is locked. Every touch is told
+/// besides.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum StaleAnswer {

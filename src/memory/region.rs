@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use thiserror::Error;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
+use super::durable::{Durable, Loss, Survivors, WriteLog};
 use super::guard::{GrowError, GuardMethod, Guards, TooScattered};
 use super::host_fault::Watch;
 use super::poison::round_out;
@@ -68,6 +69,12 @@ pub enum GuardError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The device is locked.
+    #[error("{name} is locked; nothing of it can be poisoned or cleaned until its passphrase is given")]
+    Locked {
+        /// The region.
+        name: String,
+    },
     /// The device has departed.
     #[error("{name} has departed; nothing of it can be poisoned or cleaned")]
     Departed {
@@ -111,10 +118,24 @@ struct State {
     keeper: Option<Arc<dyn PoisonKeeper>>,
     policy: PoisonPolicy,
     stale: StaleAnswer,
-    departed: bool,
+    presence: Presence,
+}
+
+/// Whether the memory answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    There,
+    /// Until it is unlocked.
+    Locked,
+    /// For good.
+    Departed,
 }
 
 impl State {
+    fn absent(&self) -> bool {
+        self.presence != Presence::There
+    }
+
     fn keep(&self, name: &str) -> Result<(), GuardError> {
         let Some(keeper) = &self.keeper else { return Ok(()) };
         keeper.keep(&self.poison).map_err(|source| GuardError::Keep { name: name.to_owned(), source })
@@ -135,6 +156,8 @@ pub struct Region {
     unit: u64,
     host_address: u64,
     alias: Arc<MmapRegion>,
+    /// What is durable, if that is not all of it.
+    durable: Option<Durable>,
     /// Read by transfers of devices, written by whoever poisons, or takes the memory away.
     transfers: RwLock<()>,
     state: Mutex<State>,
@@ -176,6 +199,7 @@ impl Region {
             unit,
             host_address: host,
             alias: Arc::new(alias),
+            durable: None,
             transfers: RwLock::new(()),
             state: Mutex::new(State {
                 map,
@@ -185,9 +209,41 @@ impl Region {
                 keeper: None,
                 policy: PoisonPolicy::default(),
                 stale: StaleAnswer::default(),
-                departed: false,
+                presence: Presence::There,
             }),
         })
+    }
+
+    /// The same region over the working copy of `durable`, which [`Backing::file`] is.
+    pub fn with_durable(self, durable: Durable) -> Self {
+        Self { durable: Some(durable), ..self }
+    }
+
+    /// Whether KVM is to log the pages that the guest writes; they are then asked for with [`Self::ask_for_writes`].
+    pub fn logs_writes(&self) -> bool {
+        self.durable.is_some()
+    }
+
+    /// Asks `log` for the pages that the guest has written.
+    pub fn ask_for_writes(&self, log: Arc<dyn WriteLog>) {
+        if let Some(durable) = &self.durable {
+            durable.ask(log);
+        }
+    }
+
+    /// Takes note that the monitor, or a device, has written `len` bytes at `offset` by the alias map.
+    pub fn wrote(&self, offset: u64, len: u64) {
+        if let Some(durable) = &self.durable {
+            durable.wrote(offset, len);
+        }
+    }
+
+    /// Lets the power go: what is lost, where only what is flushed is durable. No vCPU runs.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn cut(&self, survivors: Survivors) -> io::Result<Option<Loss>> {
+        self.durable.as_ref().filter(|_| !self.departed()).map(|durable| durable.cut(survivors)).transpose()
     }
 
     /// Name in messages: the device's id, or `ram`.
@@ -244,9 +300,9 @@ impl Region {
         &self.alias
     }
 
-    /// The eight bytes at `offset`, whether poisoned or not: ones once departed, none past the end.
+    /// The eight bytes at `offset`, whether poisoned or not: ones where nothing answers, none past the end.
     pub fn read_u64(&self, offset: u64) -> Option<u64> {
-        if self.departed() {
+        if self.absent() {
             return offset.checked_add(8).filter(|end| *end <= self.len).map(|_| u64::MAX);
         }
         let slice = self.alias.get_slice(usize::try_from(offset).ok()?, 8).ok()?;
@@ -379,15 +435,15 @@ impl Region {
     /// Whether the page at offset `page` traps.
     pub fn guards(&self, page: u64) -> bool {
         let state = self.state();
-        state.departed || state.guards.pages().intersects(page..page + PAGE_SIZE)
+        state.absent() || state.guards.pages().intersects(page..page + PAGE_SIZE)
     }
 
-    /// Lets the guest reach the guarded page at offset `page`: its data, or ones once departed.
+    /// Lets the guest reach the guarded page at offset `page`: its data, or ones where nothing answers.
     ///
     /// The caller holds the baton: no vCPU runs but the one that is about to step.
     pub fn open_page(&self, page: u64) -> Result<(), MapError> {
         let state = self.state();
-        if state.departed {
+        if state.absent() {
             state.map.fill_with_ones(page)
         } else {
             state.guards.open(&state.map, round_out(page..page + 1, self.unit))
@@ -397,7 +453,7 @@ impl Region {
     /// Undoes [`Self::open_page`], unless the page was cleaned meanwhile.
     pub fn shut_page(&self, page: u64) -> Result<(), MapError> {
         let state = self.state();
-        if state.departed {
+        if state.absent() {
             state.map.forget(page)
         } else if state.guards.pages().intersects(page..page + PAGE_SIZE) {
             state.guards.shut(&state.map, round_out(page..page + 1, self.unit))
@@ -417,7 +473,7 @@ impl Region {
     pub fn restore_page(&self, page: u64) -> Result<(), MapError> {
         let state = self.state();
         let pages = round_out(page..page + 1, self.unit);
-        if state.departed || state.guards.protects(&pages) { Ok(()) } else { state.map.open(pages) }
+        if state.absent() || state.guards.protects(&pages) { Ok(()) } else { state.map.open(pages) }
     }
 
     /// The offset of a host address, of either map.
@@ -441,7 +497,7 @@ impl Region {
 
     fn renew(&self, pages: Range<u64>) -> Result<(), MapError> {
         let state = self.state();
-        let Some(backing) = self.alias.file_offset().filter(|_| !state.departed) else { return Ok(()) };
+        let Some(backing) = self.alias.file_offset().filter(|_| !state.absent()) else { return Ok(()) };
         if self.writable {
             forget(backing.file(), backing.start() + pages.start, pages.end - pages.start);
         }
@@ -490,11 +546,13 @@ impl Region {
         std::fs::read_link(link).map_or_else(|_| "a file".to_owned(), |path| path.display().to_string())
     }
 
-    /// Writes what the guest has changed back to the file, and waits for it.
-    pub fn flush(&self) -> std::io::Result<()> {
-        match self.alias.file_offset() {
-            Some(file) if self.writable => file.file().sync_data(),
-            _ => Ok(()),
+    /// Makes durable what the guest has changed, and waits for it. What has departed loses what was not flushed.
+    pub fn flush(&self) -> io::Result<()> {
+        match (&self.durable, self.alias.file_offset()) {
+            (Some(_), _) if self.departed() => Ok(()),
+            (Some(durable), _) => durable.flush(),
+            (None, Some(file)) if self.writable => file.file().sync_data(),
+            (None, _) => Ok(()),
         }
     }
 
@@ -502,23 +560,64 @@ impl Region {
     pub fn depart(&self) -> Result<(), MapError> {
         let _no_transfer = self.transfers.write().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state();
-        if !state.departed {
+        if state.presence != Presence::Departed {
             state.map.vanish()?;
             state.guards = Guards::default();
-            state.departed = true;
+            state.presence = Presence::Departed;
         }
         Ok(())
     }
 
+    /// Locks the memory, or unlocks it: while it is locked every access traps and finds ones, and poison stays what it
+    /// is. Transfers that have begun end first. Whether that changed something.
+    ///
+    /// The caller holds the baton, or no vCPU has run yet.
+    pub fn set_locked(&self, locked: bool) -> Result<bool, MapError> {
+        let _no_transfer = self.transfers.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
+        let state = &mut *state;
+        match (state.presence, locked) {
+            (Presence::There, true) => {
+                state.map.cover()?;
+                state.presence = Presence::Locked;
+                Ok(true)
+            }
+            (Presence::Locked, false) => {
+                state.map.uncover()?;
+                for run in state.guards.pages().iter() {
+                    state.guards.shut(&state.map, run)?;
+                }
+                state.presence = Presence::There;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether the memory is locked.
+    pub fn locked(&self) -> bool {
+        self.state().presence == Presence::Locked
+    }
+
+    /// Whether nothing answers at its addresses: it is locked, or was taken away.
+    pub fn absent(&self) -> bool {
+        self.state().absent()
+    }
+
     /// Whether the memory was taken away.
     pub fn departed(&self) -> bool {
-        self.state().departed
+        self.state().presence == Presence::Departed
     }
 
     /// The state, if the memory is there.
     fn present(&self) -> Result<MutexGuard<'_, State>, GuardError> {
         let state = self.state();
-        if state.departed { Err(GuardError::Departed { name: self.name.clone() }) } else { Ok(state) }
+        let name = || self.name.clone();
+        match state.presence {
+            Presence::There => Ok(state),
+            Presence::Locked => Err(GuardError::Locked { name: name() }),
+            Presence::Departed => Err(GuardError::Departed { name: name() }),
+        }
     }
 
     fn check(&self, range: &Range<u64>) -> Result<(), GuardError> {
@@ -690,6 +789,26 @@ mod tests {
         let mut seen = [0; 8];
         std::os::unix::fs::FileExt::read_at(&file, &mut seen, 0x2000).unwrap();
         assert_eq!(seen, [5; 8]);
+    }
+
+    #[test]
+    fn locked_memory_keeps_its_poison_and_answers_with_ones() {
+        let region = region(1 << 20);
+        region.alias().get_slice(0x2000, 8).unwrap().copy_from(&[7u8; 8]);
+        region.poison(&[0x3000..0x3040], 10).unwrap();
+        assert!(region.set_locked(true).unwrap() && !region.set_locked(true).unwrap());
+        assert!(region.guards(0x2000) && region.locked() && region.absent() && !region.departed());
+        assert_eq!(region.read_u64(0x2000), Some(u64::MAX));
+        assert!(matches!(region.poison(&[0..1], 10), Err(GuardError::Locked { .. })));
+        assert!(matches!(region.clean(&[0x3000..0x3040]), Err(GuardError::Locked { .. })));
+        region.open_page(0x2000).unwrap();
+        region.shut_page(0x2000).unwrap();
+        assert!(region.set_locked(false).unwrap());
+        assert_eq!(region.read_u64(0x2000), Some(0x0707_0707_0707_0707));
+        assert!(!region.guards(0x2000) && region.guards(0x3000));
+        assert_eq!(region.poisoned(0..1 << 20, 9), vec![0x3000..0x3040]);
+        region.depart().unwrap();
+        assert!(!region.set_locked(true).unwrap() && !region.locked());
     }
 
     #[test]

@@ -107,18 +107,31 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Locks or unlocks the memory of `region`; see [`Region::set_locked`]. Its addresses stay taken.
+    ///
+    /// # Errors
+    /// The host refuses to change the map; nothing has changed.
+    pub fn set_locked(&self, region: &Region, locked: bool) -> Result<(), MapError> {
+        self.next_generation();
+        if region.set_locked(locked)? {
+            self.publish(&self.placed());
+        }
+        Ok(())
+    }
+
     /// The present generation: 0 is that of an empty space.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
     }
 
-    /// The region that a request of `generation` cannot reach by `gpa..gpa + len`: it has departed, or has come since.
+    /// The region that a request of `generation` cannot reach by `gpa..gpa + len`: it has departed or is locked, or has
+    /// come since.
     pub fn gone(&self, gpa: u64, len: u64, generation: u64) -> Option<Arc<Region>> {
         let wanted = gpa..gpa.saturating_add(len);
         let regions = self.placed();
         let mut touched = regions.iter().filter(|placed| overlap(&placed.region.range(), &wanted));
         touched
-            .find(|placed| placed.since > generation || placed.region.departed())
+            .find(|placed| placed.since > generation || placed.region.absent())
             .map(|placed| placed.region.clone())
     }
 
@@ -162,6 +175,10 @@ impl AddressSpace {
         // In order of address, and whoever poisons takes one alone: nobody waits in a circle.
         let _held: Vec<_> = regions.iter().map(|region| region.hold_poison()).collect();
         transfer();
+        for region in &regions {
+            let start = gpa.max(region.gpa());
+            region.wrote(start - region.gpa(), wanted.end.min(region.range().end) - start);
+        }
     }
 
     /// Guest-physical address of the first poisoned line in `gpa..gpa + len`.
@@ -180,7 +197,7 @@ impl AddressSpace {
         let present = regions
             .iter()
             .map(|placed| &placed.region)
-            .filter(|r| !r.departed())
+            .filter(|r| !r.absent())
             .filter_map(|r| GuestRegionMmap::with_arc(r.alias().clone(), GuestAddress(r.gpa())))
             .map(Arc::new)
             .collect();

@@ -16,7 +16,7 @@ pub struct GuestTables(Vec<Arc<Region>>);
 impl GuestTables {
     /// The memory of `space` as it is now.
     pub fn new(space: &AddressSpace) -> Self {
-        Self(space.regions().into_iter().filter(|region| !region.departed()).collect())
+        Self(space.regions().into_iter().filter(|region| !region.absent()).collect())
     }
 
     fn region(&self, gpa: u64) -> Option<&Arc<Region>> {

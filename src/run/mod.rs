@@ -7,6 +7,7 @@ mod signals;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -19,7 +20,7 @@ use self::agent::Agent;
 use self::report::Report;
 use crate::api::{Executor, Server, SocketError};
 use crate::command::{Event, EventBus};
-use crate::config::{Checked, ConfigError, Machine as Config, PmemSource};
+use crate::config::{Checked, ConfigError, Machine as Config, PmemSource, Warning};
 use crate::guest::client::{Client, ClientError};
 use crate::guest::initramfs::{self, Contents, PackError};
 use crate::guest::kernel_image::{self, ImageError};
@@ -135,12 +136,15 @@ pub fn run_anywhere(config: &Config, arguments: &[OsString]) -> Result<u8, RunEr
     let checked = config.check_host()?;
     warnings.extend(checked.warnings.iter().cloned());
     if !host::is_inside() {
-        for warning in &warnings {
+        for warning in Warning::merged(warnings) {
             eprintln!("aconite: warning: {warning}");
         }
     }
     let why = match host::choose(config.host)? {
-        Where::Kvm => return run(config, &checked, if host::is_inside() { "nested" } else { "kvm" }),
+        Where::Kvm => {
+            let host = if host::is_inside() { "nested" } else { "kvm" };
+            return run(config, &checked, host, arguments);
+        }
         Where::Nested { why } => why,
     };
     if let Some(why) = why {
@@ -168,8 +172,9 @@ pub fn dump_tables(config: &Config, output: &Path) -> Result<Vec<String>, RunErr
     report::write_tables(output, &tables).map_err(|source| file_error(output, source))
 }
 
-/// Runs the machine on this host's KVM, and returns the exit status.
-fn run(config: &Config, checked: &Checked, host: &str) -> Result<u8, RunError> {
+/// Runs the machine on this host's KVM, and returns the exit status. When its power comes back, this program is replaced
+/// by a new one with the same `arguments`: whatever lived in memory is lost, as it is in a computer.
+fn run(config: &Config, checked: &Checked, host: &str, arguments: &[OsString]) -> Result<u8, RunError> {
     let events = EventBus::new();
     // Inside the software KVM host, the front end outside holds the lock.
     let locking = if host::is_inside() { Locking::Elsewhere } else { Locking::Here };
@@ -250,7 +255,18 @@ fn run(config: &Config, checked: &Checked, host: &str) -> Result<u8, RunError> {
             .write(dir)
             .map_err(|source| file_error(dir, source))?;
     }
-    Ok(status)
+    match outcome.cause {
+        Cause::PowerCycle => Err(RunError::Setup(again(arguments))),
+        _ => Ok(status),
+    }
+}
+
+/// Starts over. Returns only if that fails.
+fn again(arguments: &[OsString]) -> std::io::Error {
+    match std::env::current_exe() {
+        Ok(program) => std::process::Command::new(program).args(arguments).exec(),
+        Err(error) => error,
+    }
 }
 
 /// The kernel command line of the machine.
@@ -373,7 +389,7 @@ fn status(outcome: &Outcome, end: &CommandEnd) -> u8 {
         Cause::Failed(_) => STATUS_FAILED,
         Cause::Signal { signal } => 128u8.wrapping_add(*signal as u8),
         Cause::Reset => end.status.unwrap_or(STATUS_RESET),
-        Cause::PowerOff | Cause::Quit => end.status.unwrap_or(0),
+        Cause::PowerOff | Cause::Quit | Cause::PowerCut | Cause::PowerCycle => end.status.unwrap_or(0),
     }
 }
 
@@ -388,6 +404,7 @@ fn explain(outcome: &Outcome, end: &CommandEnd, console: &ConsoleLog, with_comma
         }
     };
     match &outcome.cause {
+        Cause::PowerCut | Cause::PowerCycle => {}
         Cause::PowerOff | Cause::Quit => {
             if let Some(error) = &end.error {
                 eprintln!("aconite: {error}");

@@ -165,6 +165,69 @@ fn devices_of_a_bus_come_and_go_together() {
     guest.finish("exit 0").assert_ended(0, "power_off");
 }
 
+/// A device joins a bus that is there: Linux is told by Notify 0x80, reads `_FIT` again, keeps what it has and adds a region,
+/// with a DIMM of its own and a share of one that the bus had. Errors of it are found, and it goes with the bus.
+fn joining(kernel: &str) {
+    let mut guest = Run::kernel(kernel)
+        .size(2, "1G")
+        .pmem("size=256M,id=p0,bus=b,dimms=x+y,labels=init")
+        .args(["--slots", "nfit=2,size=256M,dimms=3"])
+        .tools(&["ndctl"])
+        .shell();
+    guest.until_ok("ndctl list -R | grep -q region0", PMEM);
+    guest.scrubbed();
+    guest.ok("ndctl create-namespace -r region0 -m raw -s 128M");
+    let before = listed(&mut guest, "-BDRN");
+    let operation = guest.ctl(&["insert", "pmem", "size=128M,id=p1,bus=b,dimms=y+z,labels=init", "--wait"]);
+    assert_eq!(operation["state"], "done", "{operation}");
+    guest.until_ok("test -e /sys/bus/nd/devices/region1", PMEM);
+    guest.until_ok("test $(ndctl list -Di | grep -c '\"nmem') = 3", PMEM);
+    let after = listed(&mut guest, "-BDRN");
+    assert_eq!((before.len(), after.len()), (1, 1), "one bus: {after:?}");
+    let regions = after[0]["regions"].as_array().unwrap();
+    assert_eq!(regions.len(), 2, "{after:?}");
+    let old = regions.iter().find(|region| region["dev"] == "region0").unwrap();
+    assert_eq!(old["namespaces"], before[0]["regions"][0]["namespaces"], "{after:?}");
+    let log = guest.ok("dmesg");
+    assert!(!log.contains("deletes entries") && !log.contains("failed to merge"), "{log}");
+    let device = guest.device("p1");
+    assert_eq!(device["bus"], "b", "{device}");
+    let names: Vec<_> = device["dimms"].as_array().unwrap().iter().map(|d| d["name"].clone()).collect();
+    assert_eq!(names, ["y", "z"], "{device}");
+
+    guest.ctl(&["poison", "add", "p1", "0x100000+64"]);
+    guest.ctl(&["notify", "p1", "uncorrectable"]);
+    guest.until_ok("grep -q '^2048 1$' /sys/bus/nd/devices/region1/badblocks", PMEM);
+    guest.ok("ndctl create-namespace -r region1 -m raw");
+
+    let full = guest.ctl_refused(&["insert", "pmem", "size=128M,id=p2,bus=b"]);
+    assert_eq!(full["code"], "no_free_slot", "{full}");
+    assert_eq!(guest.ctl_refused(&["remove", "p1", "--surprise"])["remedy"], "remove the bus (b)");
+    if kernel != "7.x" {
+        let operation = guest.ctl(&["remove", "b", "--surprise", "--wait"]);
+        assert_eq!(operation["state"], "done", "{operation}");
+        guest.until_ok("! ls /sys/bus/nd/devices | grep -q region", PMEM);
+    }
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
+#[test]
+fn a_device_joins_a_bus() {
+    joining("6.12");
+}
+
+#[test]
+#[ignore = "wide"]
+fn a_device_joins_a_bus_on_6_1() {
+    joining("6.1");
+}
+
+#[test]
+#[ignore = "wide"]
+fn a_device_joins_a_bus_on_7() {
+    joining("7.x");
+}
+
 /// Memory of a device that becomes RAM is a node of its own, and a slower tier where the kernel knows tiers by HMAT.
 fn tier(kernel: &str, tier: Option<&str>) {
     let run = Run::kernel(kernel).size(2, "1G").pmem("size=512M,id=p0,dimms=2").tools(&["ndctl", "daxctl"]);

@@ -319,6 +319,20 @@ impl Machine {
         });
     }
 
+    /// Waits until a guest whose power has come back answers in its shell.
+    ///
+    /// # Panics
+    /// It does not get that far.
+    #[track_caller]
+    pub fn booted_again(&mut self) {
+        wait_for("the event agent_ready of the new machine", BOOT, || {
+            let events = self.events(0);
+            let gone = events.iter().any(|event| event["event"] == "power_cut");
+            events.into_iter().find(|event| event["event"] == "agent_ready" && !gone)
+        });
+        self.wait_for_shell();
+    }
+
     /// Waits until the guest's agent answers or the machine ends: how it ended, if the guest was led astray
     /// ([`Record::astray_in_boot`]).
     pub fn astray_in_boot(&self) -> Option<String> {

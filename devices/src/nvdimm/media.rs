@@ -23,6 +23,9 @@ pub trait Media: Send + Sync {
     /// Fills parts of the memory with zeros. Poison stays. False if that did not succeed.
     fn erase(&self, parts: &mut dyn Iterator<Item = Range<u64>>) -> bool;
 
+    /// Puts the memory out of the guest's reach, or within it again. False if that did not succeed.
+    fn set_locked(&self, locked: bool) -> bool;
+
     /// Makes all that the guest has written so far durable.
     fn flush(&self);
 }

@@ -96,6 +96,7 @@ fn carry_out(
         platform::Call::DimmDsm => {
             let unit = unit?;
             let answer = dimm?.dsm(&|| unit.erase(number), request)?;
+            unit.settle_locks();
             if answer.alarm {
                 let target = EventTarget::Dimm { unit: unit.slot(), dimm: number };
                 effects.push(Effect::Notify(FirmwareEvent { target, code: notify::DIMM_HEALTH }));

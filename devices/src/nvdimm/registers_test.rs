@@ -3,7 +3,8 @@ use aconite_acpi::platform::EventTarget;
 use aconite_acpi::platform::mailbox::{INPUT_MAX, OUTPUT_MAX, RESULT, RESULT_UNSUPPORTED};
 use proptest::prelude::*;
 
-use super::super::dimm::{Dimm, Family, INTEL};
+use super::super::dimm::{Dimm, DimmConfig, Family, INTEL};
+use super::super::interleave::{Interleave, Share};
 use super::super::root::{UUID, function};
 use super::super::testing::{BASE, Memory, SIZE, bytes, dimm_config, unit, unit_with};
 use super::super::unit::UnitConfig;
@@ -164,6 +165,34 @@ fn a_dimm_answers_its_family_and_the_label_methods() {
     assert_eq!(machine.ring(2), (RESULT_UNSUPPORTED, vec![]));
     machine.request(5, [0; 16], 0, 0, &bytes("1000000000000000 0200000000000000"));
     assert_eq!(machine.ring(5), (0, bytes("01000000")), "a departed DIMM fails");
+}
+
+#[test]
+fn memory_is_out_of_reach_while_a_dimm_behind_it_is_locked() {
+    let mut machine = machine();
+    let passphrases = [[0; 32], [7; 32]].concat();
+    let before = Dimm::new(dimm_config(Family::Intel, None)).unwrap();
+    let put = |machine: &Machine, dimm: Dimm| {
+        machine.table.remove(SLOT);
+        let interleave = Interleave { line: 4096, shares: vec![Share { dimm: 0, dimm_address: 0 }] };
+        let with = |config: &mut UnitConfig| {
+            config.dimms = vec![Arc::new(dimm)];
+            config.ranges[0].interleave = interleave;
+        };
+        machine.table.insert(unit_with(&machine.memory, with)).unwrap()
+    };
+    let unit = put(&machine, before);
+    machine.request(2, INTEL, 2, 20, &passphrases);
+    assert_eq!(machine.ring(2), (0, bytes("00000000")));
+    assert!(!machine.memory.locked(), "it stays open as long as it has power");
+    let record = unit.dimms()[0].record();
+    put(&machine, Dimm::new(DimmConfig { record, ..dimm_config(Family::Intel, None) }).unwrap());
+    machine.request(2, INTEL, 2, 22, &[8; 32]);
+    assert_eq!(machine.ring(2), (0, bytes("0B000000")));
+    assert!(machine.memory.locked());
+    machine.request(2, INTEL, 2, 22, &[7; 32]);
+    assert_eq!(machine.ring(2), (0, bytes("00000000")));
+    assert!(!machine.memory.locked());
 }
 
 #[test]

@@ -26,6 +26,7 @@ struct State {
     clear_at_most: Option<u64>,
     flushes: usize,
     erased: Vec<Range<u64>>,
+    locked: bool,
 }
 
 /// Memory with lines of poison.
@@ -52,6 +53,10 @@ impl Memory {
 
     pub(super) fn erased(&self) -> Vec<Range<u64>> {
         self.0.lock().unwrap().erased.clone()
+    }
+
+    pub(super) fn locked(&self) -> bool {
+        self.0.lock().unwrap().locked
     }
 
     pub(super) fn flushes(&self) -> usize {
@@ -90,6 +95,11 @@ impl Media for Memory {
 
     fn erase(&self, parts: &mut dyn Iterator<Item = Range<u64>>) -> bool {
         self.0.lock().unwrap().erased.extend(parts);
+        true
+    }
+
+    fn set_locked(&self, locked: bool) -> bool {
+        self.0.lock().unwrap().locked = locked;
         true
     }
 

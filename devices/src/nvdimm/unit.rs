@@ -344,6 +344,21 @@ impl Unit {
         parts.all(|erased| erased)
     }
 
+    /// Puts the ranges out of the guest's reach that a locked DIMM is behind, and the others within it.
+    ///
+    /// A line of a locked DIMM is between lines of others in an interleave set: the whole range goes with it.
+    pub(super) fn settle_locks(&self) {
+        for range in &self.config.ranges {
+            let locked = range.interleave.shares.iter().any(|share| {
+                let dimm = self.config.dimms.get(share.dimm as usize);
+                dimm.is_some_and(|dimm| dimm.locked())
+            });
+            if !range.media.set_locked(locked) {
+                tracing::error!(base = range.base, locked, "The lock of a DIMM does not reach its memory");
+            }
+        }
+    }
+
     /// Makes durable what the guest has written to the ranges that a DIMM is behind.
     pub(super) fn flush(&self, dimm: u32) {
         self.config.ranges.iter().filter(|range| range.has(dimm)).for_each(|range| range.media.flush());
@@ -385,6 +400,21 @@ impl UnitTable {
             Some(Some(_)) => Err(UnitError::Taken(slot)),
             None => Err(UnitError::NoSlot(slot)),
         }
+    }
+
+    /// Puts `unit` in the place of the one in its slot, which has become larger: scrub results and faults are those of
+    /// before.
+    ///
+    /// # Errors
+    /// [`UnitError::NoSlot`] if there is no unit in the slot.
+    pub fn replace(&self, mut unit: Unit) -> Result<Arc<Unit>, UnitError> {
+        let slot = unit.slot();
+        let mut slots = lock(&self.slots);
+        let Some(Some(place)) = slots.get_mut(slot as usize) else { return Err(UnitError::NoSlot(slot)) };
+        unit.scrub = Mutex::new(lock(&place.scrub).take());
+        unit.faults = Mutex::new(std::mem::take(&mut *lock(&place.faults)));
+        *place = Arc::new(unit);
+        Ok(place.clone())
     }
 
     /// Takes the unit out of `slot`: its `_STA` is 0 from now on. `None` if the slot is empty.

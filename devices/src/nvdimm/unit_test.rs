@@ -142,3 +142,18 @@ fn what_a_dimm_holds_is_erased_and_flushed() {
     unit.flush(1);
     assert_eq!(memories.each_ref().map(Memory::flushes), [1, 2]);
 }
+
+#[test]
+fn a_larger_unit_takes_the_place_of_another_with_its_faults() {
+    let (unit, memory) = unit();
+    let table = UnitTable::new();
+    let larger = || unit_with(&memory, |config| config.fit = vec![0xF2; 120]);
+    assert_eq!(table.replace(larger()).unwrap_err(), UnitError::NoSlot(3));
+    let fault =
+        CallFault { callee: Callee::Root, function: 3, call: 1, count: Some(1), deed: Deed::Status(2) };
+    unit.plan_fault(fault);
+    table.insert(unit).unwrap();
+    let now = table.replace(larger()).unwrap();
+    assert_eq!((now.fit().len(), now.faults().len()), (120, 1));
+    assert_eq!(table.get(3).unwrap().fit().len(), 120);
+}

@@ -50,8 +50,18 @@ const REMOVAL: [&str; 11] = [
 ];
 
 /// The suites about NVDIMMs and their firmware.
-const NVDIMM: [&str; 7] =
-    ["nvdimm::", "topology::", "lies::", "firmware::", "scrub::", "security::", "misbehaving::"];
+const NVDIMM: [&str; 10] = [
+    "nvdimm::",
+    "topology::",
+    "lies::",
+    "firmware::",
+    "scrub::",
+    "security::",
+    "misbehaving::",
+    "power::",
+    "online::",
+    "e820::",
+];
 
 /// Guests at a time: two fit into the software KVM host on two processors, and a wait in one of them costs the
 /// other nothing.

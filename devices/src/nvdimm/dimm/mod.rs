@@ -125,6 +125,16 @@ impl Dimm {
         lock(&self.state).record.clone()
     }
 
+    /// Whether it lets nobody at its labels and its data before it is given its passphrase.
+    pub fn locked(&self) -> bool {
+        lock(&self.state).security.locked
+    }
+
+    /// Whether it has a passphrase.
+    pub fn secured(&self) -> bool {
+        lock(&self.state).record.secured != 0
+    }
+
     fn now(&self) -> Duration {
         (self.clock)()
     }

@@ -40,7 +40,7 @@ mod state {
 /// Security of a DIMM as long as it has power.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in super::super) struct Session {
-    /// The label area is out of reach until the passphrase is given.
+    /// Labels and data are out of reach until the passphrase is given.
     pub(in super::super) locked: bool,
     frozen: bool,
     wrong: u8,
