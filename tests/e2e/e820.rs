@@ -1,8 +1,8 @@
 //! Memory devices that only the E820 map tells of.
 //!
-//! | type | expected of Linux | seen |
+//! | type | expected of Linux | seen on 6.12 |
 //! |---|---|---|
-//! | 12 | "Persistent Memory (legacy)": nd_e820 makes a region of it, whose name space has DAX without labels | 6.1, 6.12, 7.x |
+//! | 12 | "Persistent Memory (legacy)": nd_e820 makes a region of it, whose name space has DAX without labels | as expected |
 //! | 7 | "Persistent Memory" in `/proc/iomem`, and no driver: Linux looks for an NFIT that says more | as expected |
 //! | soft | "Soft Reserved": dax_hmem makes a DAX device of it on the node that SRAT gives it, and dax/kmem RAM | as expected |
 

@@ -2,7 +2,7 @@
 //!
 //! Expected: after `ndctl start-scrub` and `ndctl clear-errors` nothing of it is bad, and a process walks all of it. Without,
 //! it becomes RAM all the same, since neither daxctl nor dax/kmem looks at bad blocks, and the first load of a bad line
-//! is a machine check at exactly one of the lines that the scrub has listed.
+//! is a machine check at exactly one of the lines that the scrub has listed. Not seen to pass yet.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -98,6 +98,7 @@ fn scrubbed(kernel: &str, clear: bool) {
 }
 
 #[test]
+#[ignore = "wide"]
 fn what_was_scrubbed_and_cleared_is_good_ram() {
     scrubbed("6.12", true);
 }
@@ -115,6 +116,7 @@ fn what_was_scrubbed_and_cleared_is_good_ram_on_7() {
 }
 
 #[test]
+#[ignore = "wide"]
 fn what_was_not_scrubbed_kills_who_meets_it() {
     scrubbed("6.12", false);
 }

@@ -179,6 +179,7 @@ fn locked(kernel: &str) {
 }
 
 #[test]
+#[ignore = "wide"]
 fn a_locked_dimm_answers_nobody() {
     locked("6.12");
 }
