@@ -159,7 +159,7 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,via=usb,id=p3",
-            "Wrong --pmem p3: via usb: there is no such way; give via=nfit or via=virtio",
+            "Wrong --pmem p3: via usb: there is no such way; give via=nfit, via=virtio or via=e820",
         ),
         (
             "--pmem size=1G,channel=bridge",
