@@ -112,7 +112,6 @@ fn what_was_not_flushed_is_lost_on_7() {
 
 /// Power goes and comes back: the same command line boots again, with what was durable. A DIMM with a passphrase is locked.
 #[test]
-#[ignore = "wide"]
 fn a_power_cycle_boots_again() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("p0.img");

@@ -89,7 +89,7 @@ fn locked(kernel: &str) {
         let names = guest.ok("cd /etc/ndctl/keys && ls *.blob");
         let mut keys = Vec::new();
         for name in names.lines() {
-            keys.push((name.to_owned(), guest.ok(&format!("cat /etc/ndctl/keys/{name}"))));
+            keys.push((name.to_owned(), guest.ok(&format!("cat \"/etc/ndctl/keys/{name}\""))));
         }
         keys
     };
@@ -145,7 +145,7 @@ fn locked(kernel: &str) {
     }
     guest.ok(&format!("keyctl unlink $(keyctl search @u encrypted nvdimm:{id}) @u"));
     for (name, key) in &kept {
-        guest.ok(&format!("printf %s '{key}' > /etc/ndctl/keys/{name}"));
+        guest.ok(&format!("printf %s '{key}' > \"/etc/ndctl/keys/{name}\""));
     }
     guest.ok("ndctl load-keys 2>&1");
     guest.sh(enable);
@@ -154,7 +154,7 @@ fn locked(kernel: &str) {
 
     let mut guest = boot();
     for (name, key) in &kept {
-        guest.ok(&format!("printf %s '{key}' > /etc/ndctl/keys/{name}"));
+        guest.ok(&format!("printf %s '{key}' > \"/etc/ndctl/keys/{name}\""));
     }
     guest.ok("ndctl load-keys 2>&1");
     let before = guest.last_event();

@@ -212,7 +212,6 @@ fn joining(kernel: &str) {
 }
 
 #[test]
-#[ignore = "wide"]
 fn a_device_joins_a_bus() {
     joining("6.12");
 }
