@@ -91,7 +91,7 @@ fn every_class(kind: &Kind) {
     let page = victim(&mut guest, "early", 0, "exec sleep 1000");
     let before = mce(&guest, 0, "srao", &page);
     guest.event(before, kind.optional, |event| event["address"] == page.as_str());
-    assert_eq!(guest.until_ok("cat /tmp/early.status", POLLED), SIGBUS);
+    assert_eq!(guest.until_ok("grep . /tmp/early.status", POLLED), SIGBUS);
     guest.until_ok("dmesg | grep 'Sending SIGBUS to sleep:.*hardware memory corruption'", POLLED);
 
     // A vCPU that waits in HLT takes a machine check at once.
@@ -114,7 +114,7 @@ fn every_class(kind: &Kind) {
     let vcpu = last.to_string();
     guest.ctl(&["mce", "--vcpu", &vcpu, "--class", "srar", "--address", &page, "--mode", "user"]);
     guest.event(before, "mce_delivered", |event| event["vcpu"] == last && event["origin"] == "request");
-    assert_eq!(guest.until_ok("cat /tmp/busy.status", POLLED), SIGBUS);
+    assert_eq!(guest.until_ok("grep . /tmp/busy.status", POLLED), SIGBUS);
     let expected: Vec<u64> = (0..)
         .zip(&counts)
         .map(|(cpu, count)| count + u64::from(cpu == last || kind.alone.is_none()))

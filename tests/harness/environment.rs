@@ -1,6 +1,8 @@
 //! Where the program and the material are: what `cargo xtask test` hands over.
 
 use std::env;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -86,4 +88,18 @@ pub fn fetched_program(name: &str) -> Command {
     let mut command = Command::new(tools.join("lib64/ld-linux-x86-64.so.2"));
     command.arg("--library-path").arg(tools.join("lib/x86_64-linux-gnu")).arg(program);
     command
+}
+
+/// Adds a line to a file of `target/errors`, where `cargo xtask test` shows and reads it.
+///
+/// # Panics
+/// It cannot be written.
+pub(crate) fn note(file: &str, line: &str) {
+    let path = aconite_path().ancestors().nth(2).map(|target| target.join("errors").join(file));
+    let path = path.expect("the program is in a target directory");
+    let written = fs::create_dir_all(path.parent().expect("a directory")).and_then(|()| {
+        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+        writeln!(file, "{line}")
+    });
+    written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }

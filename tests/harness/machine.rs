@@ -1,6 +1,6 @@
 //! A machine that runs: its shell, its API, its events, its end.
 
-use crate::environment::aconite;
+use crate::environment::{aconite, note};
 use crate::record::{Ended, Record};
 use crate::streams::Collected;
 use crate::wait_for;
@@ -395,12 +395,21 @@ impl Machine {
             thread::sleep(Duration::from_millis(50));
         };
         self.ended = true;
+        let stderr = self.stderr.to_end(END);
+        note_lost_host(&stderr);
         Ended {
             status,
             stdout: self.stdout.to_end(END),
-            stderr: self.stderr.to_end(END),
+            stderr,
             record: self.record.take().expect("the record of a machine that ran"),
         }
+    }
+}
+
+/// Writes down the test that runs, if the software KVM host has ended under its machine; `stderr` is the program's.
+fn note_lost_host(stderr: &str) {
+    if stderr.contains("The software KVM host has ended: QEMU has ended") {
+        note("lost_hosts.txt", thread::current().name().unwrap_or_default());
     }
 }
 
@@ -413,7 +422,9 @@ impl Drop for Machine {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("---- standard error of the program\n{}", self.stderr.text());
+            let stderr = self.stderr.text();
+            eprintln!("---- standard error of the program\n{stderr}");
+            note_lost_host(&stderr);
         }
     }
 }

@@ -1,11 +1,9 @@
 //! A run of the program, before it is started.
 
-use crate::environment::{aconite, aconite_path, default_kernel, kernel_image};
+use crate::environment::{aconite, default_kernel, kernel_image, note};
 use crate::machine::Machine;
 use crate::record::{Ended, Record};
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,13 +142,7 @@ impl Run {
 
 /// Writes down that a boot was repeated.
 fn note_lost_boot(end: &str) {
-    let path = aconite_path().ancestors().nth(2).map(|target| target.join("errors/boots.txt"));
-    let path = path.expect("the program is in a target directory");
-    let written = fs::create_dir_all(path.parent().expect("a directory")).and_then(|()| {
-        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-        writeln!(file, "A boot was repeated, of a guest that never got to its agent: {end}")
-    });
-    written.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    note("boots.txt", &format!("A boot was repeated, of a guest that never got to its agent: {end}"));
     eprintln!("a boot is repeated: {end}");
 }
 
