@@ -14,6 +14,7 @@ mod disk;
 mod error;
 mod event;
 mod firmware;
+mod flush;
 mod injection;
 mod mce;
 mod poison;
@@ -41,15 +42,19 @@ pub use self::disk::{
 pub use self::error::{Error, ErrorCode};
 pub use self::event::{Access, ClearedBy, Direction, Event, MceOrigin, Record, RemovalStep, TrapDecision};
 pub use self::firmware::{FirmwareChange, FirmwareFault, FirmwareFaultState, FirmwareState, FirmwareTarget};
+pub use self::flush::{
+    FlushAction, FlushArmed, FlushChange, FlushFault, FlushHeldRequest, FlushOutcome, FlushRelease,
+    FlushState,
+};
 pub use self::injection::{InjectionSeverity, InjectionStep};
 pub use self::mce::{MceClass, MceMode, MceQueued, MceReach, MceRegisters, MceRequest};
 pub use self::poison::{EveryStride, PoisonAlign, PoisonPattern, PoisonPlace, ProcessMemory, RandomLines};
 pub use self::power::{DeviceLoss, PowerCut, PowerLoss};
 pub use self::reply::{
-    MachineInfo, MachineState, MemoryDevice, MemoryDimm, MemoryKind, MemoryState, Operation, OperationState,
+    DeviceState, MachineInfo, MachineState, MemoryDevice, MemoryDimm, MemoryKind, Operation, OperationState,
     PoisonAdded, PoisonCleared, PoisonGuard, PoisonPlaced, PoisonState, Reply, StaleChange, StaleState,
 };
-use crate::config::{Channel, Pmem};
+use crate::config::{Channel, Disk, Pmem};
 pub use crate::memory::{Consume, FullLineStore, PoisonPolicy, PolicyChange, ReportedAddress, StaleAnswer};
 use crate::units::{ByteRange, TimeSpan};
 
@@ -130,6 +135,11 @@ pub enum Command {
         /// The device. Its `at` names an address or a departed device.
         pmem: Box<Pmem>,
     },
+    /// Puts a disk into a free slot. Answers [`Reply::Operation`].
+    InsertDisk {
+        /// The disk. Its `at` names a departed one.
+        disk: Box<Disk>,
+    },
     /// What touching a memory device does once it has departed, changed before if it is asked to. Answers
     /// [`Reply::Stale`].
     Stale {
@@ -157,6 +167,13 @@ pub enum Command {
     },
     /// Something about disks. Answers [`Reply::Disk`].
     Disk(DiskCommand),
+    /// The flushes of a virtio-pmem device, changed before if it is asked to. Answers [`Reply::Flush`].
+    Flush {
+        /// The device's id.
+        device: String,
+        /// The change.
+        change: FlushChange,
+    },
     /// How an operation stands. Answers [`Reply::Operation`].
     ShowOperation {
         /// The number that the operation was answered with.
@@ -202,7 +219,7 @@ impl NotifyKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum RemoveMode {
-    /// The memory goes first and the guest learns of it afterwards.
+    /// The device goes first and the guest learns of it afterwards.
     Surprise,
     /// The guest is asked to let go of it.
     Eject,
@@ -231,12 +248,13 @@ impl Command {
             Self::Notify { .. } => "notify",
             Self::RaiseMce { .. } => "mce",
             Self::Remove { .. } => "remove",
-            Self::Insert { .. } => "insert",
+            Self::Insert { .. } | Self::InsertDisk { .. } => "insert",
             Self::Census { .. } => "census",
             Self::Stale { .. } => "stale",
             Self::Firmware { .. } => "firmware",
             Self::Cper { .. } => "cper",
             Self::Disk(command) => command.name(),
+            Self::Flush { .. } => "flush",
             Self::ShowOperation { .. } => "operation",
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -263,6 +281,7 @@ impl Command {
             | Self::Stale { .. }
             | Self::ShowOperation { .. }
             | Self::Disk(_)
+            | Self::Flush { .. }
             | Self::Quit => (&[Starting, Running, Paused, Stopped], ""),
             Self::PoisonAdd { .. } | Self::PoisonPlace { .. } | Self::PoisonClear { .. } => {
                 (&[Starting, Running, Paused], "start another machine")
@@ -271,6 +290,7 @@ impl Command {
             | Self::RaiseMce { .. }
             | Self::Remove { .. }
             | Self::Insert { .. }
+            | Self::InsertDisk { .. }
             | Self::Census { .. }
             | Self::Firmware { .. }
             | Self::PowerCut(_)

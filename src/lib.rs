@@ -14,7 +14,7 @@
 //!   thread main      machine::Machine: builds, owns and changes everything; commands come from the API
 //!   thread vcpuN     machine::cpu: KVM_RUN, then serve the exit: port, device register, MSR, or guarded memory
 //!   thread api       api::Server: HTTP and JSON on a Unix socket; one more thread for each connection
-//!   thread disk-ID   disk: performs the requests of a disk; several for each
+//!   thread disk-ID   workers: performs the requests of a disk, several for each; pmem-ID, flushes of a virtio-pmem device
 //!   thread agent     run: the conversation with PID 1 of the guest, over a virtio console port
 //! ```
 //!
@@ -40,7 +40,7 @@
 //! | [`command`], [`api`] | all that can be asked of a machine and all that it tells; the server and its client |
 //! | [`memory`], [`fault`], [`x86`] | maps, poison and guards; traps; instructions, page tables, CPUID, machine checks |
 //! | [`kvm`] | the only module that calls KVM |
-//! | [`disk`] | where a disk's bytes are, and the threads that move them |
+//! | [`disk`], [`workers`] | where a disk's bytes are; the threads that perform requests of devices |
 //! | [`boot`], [`layout`] | kernel loading and start state; guest-physical addresses |
 //! | [`state`] | what outlives a machine: a directory of small documents |
 //! | [`guest`] | what is packed for a guest, and the protocol with its agent |
@@ -65,4 +65,5 @@ pub mod run;
 pub mod sidefile;
 pub mod state;
 pub mod units;
+pub mod workers;
 pub mod x86;

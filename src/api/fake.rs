@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::Executor;
 use crate::command::{
-    Census, CensusHalf, ClearedBy, Command, CperAccepted, DiskArmed, DiskCommand, DiskDisarmed, DiskInfo,
-    DiskList, DiskReleased, DiskReply, Error, ErrorCode, Event, EventBus, FirmwareChange, FirmwareFaultState,
-    FirmwareState, MachineInfo, MachineState, MceQueued, MemoryDevice, MemoryKind, MemoryState, Operation,
-    OperationState, PoisonAdded, PoisonCleared, PoisonGuard, PoisonPattern, PoisonPlace, PoisonPlaced,
-    PoisonPolicy, PoisonState, PowerLoss, RemoveMode, Reply, StaleState,
+    Census, CensusHalf, ClearedBy, Command, CperAccepted, DeviceState, DiskArmed, DiskCommand, DiskDisarmed,
+    DiskInfo, DiskList, DiskReleased, DiskReply, Error, ErrorCode, Event, EventBus, FirmwareChange,
+    FirmwareFaultState, FirmwareState, FlushState, MachineInfo, MachineState, MceQueued, MemoryDevice,
+    MemoryKind, Operation, OperationState, PoisonAdded, PoisonCleared, PoisonGuard, PoisonPattern,
+    PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, PowerLoss, RemoveMode, Reply, StaleState,
 };
 use crate::config::{Channel, PmemSource, Via};
 use crate::host::usage::Usage;
@@ -101,7 +101,7 @@ fn device(id: &str, gpa: u64, size: u64) -> MemoryDevice {
     MemoryDevice {
         id: id.to_owned(),
         kind: MemoryKind::Pmem,
-        state: MemoryState::Present,
+        state: DeviceState::Present,
         gpa: gpa.into(),
         size,
         via: Via::Nfit,
@@ -127,6 +127,7 @@ fn disk(command: DiskCommand) -> Result<DiskReply, Error> {
     };
     let info = DiskInfo {
         id: "d0".to_owned(),
+        state: DeviceState::Present,
         size: GIB,
         readonly: false,
         queues: 2,
@@ -246,7 +247,7 @@ impl Executor for FakeMachine {
             }
             Command::RaiseMce { vcpu, .. } => Reply::MceQueued(MceQueued { vcpu }),
             Command::Remove { device, mode, .. } => {
-                state.find(&device)?.0.state = MemoryState::Departed;
+                state.find(&device)?.0.state = DeviceState::Departed;
                 let operation = state.begin("remove", &device, Some(mode));
                 drop(state);
                 // An orderly removal is refused by this guest.
@@ -270,6 +271,7 @@ impl Executor for FakeMachine {
                 state.devices.push((device(&pmem.id, 0x2_0000_0000, size), Vec::new()));
                 Reply::Operation(state.begin("insert", &pmem.id, None))
             }
+            Command::InsertDisk { disk } => Reply::Operation(state.begin("insert", &disk.id, None)),
             Command::ShowOperation { operation } => {
                 match state.operations.get((operation as usize).wrapping_sub(1)) {
                     Some(found) => Reply::Operation(found.clone()),
@@ -318,6 +320,10 @@ impl Executor for FakeMachine {
                 Reply::Cper(CperAccepted { record: 1, source: request.source().name().to_owned(), ahead: 0 })
             }
             Command::Disk(command) => Reply::Disk(disk(command)?),
+            Command::Flush { device, .. } => {
+                state.find(&device)?;
+                Reply::Flush(FlushState { device, in_flight: 0, faults: Vec::new(), held: Vec::new() })
+            }
             Command::Pause | Command::Resume => Reply::Done,
             Command::PowerCut(_) => Reply::PowerLoss(PowerLoss { devices: Vec::new() }),
             Command::Quit => {

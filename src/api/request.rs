@@ -220,6 +220,7 @@ pub fn reply_text(reply: &Reply, seq: u64) -> Result<Vec<u8>, Error> {
         Reply::Cper(accepted) => text(accepted, seq),
         Reply::Census(census) => text(census, seq),
         Reply::Stale(stale) => text(stale, seq),
+        Reply::Flush(state) => text(state, seq),
         Reply::Disk(DiskReply::List(disks)) => text(disks, seq),
         Reply::Disk(DiskReply::Disk(disk)) => text(disk, seq),
         Reply::Disk(DiskReply::Armed(armed)) => text(armed, seq),

@@ -7,7 +7,7 @@ use crate::command::{
     Command, Consume, EveryStride, FullLineStore, MceClass, MceReach, MceRequest, NotifyKind, PoisonAlign,
     PoisonPattern, PoisonPlace, PolicyChange, PowerCut, ProcessMemory, RandomLines, RemoveMode,
 };
-use crate::config::{Channel, Pmem};
+use crate::config::{Channel, Disk, Pmem};
 use crate::units::Address;
 
 fn action(method: &str, target: &str, body: &str) -> Action {
@@ -117,13 +117,19 @@ fn every_route_leads_to_its_command() {
         ),
         (
             "DELETE",
-            "/v1/memory/p0?mode=surprise",
+            "/v1/devices/p0?mode=surprise",
             "",
             Command::Remove { device: device(), mode: RemoveMode::Surprise, via: None, timeout: None },
         ),
         (
+            "POST",
+            "/v1/disks",
+            r#"{"id": "d1", "size": "1G", "at": "d0"}"#,
+            Command::InsertDisk { disk: Box::new(Disk::parse("disk", "id=d1,size=1G,at=d0").unwrap()) },
+        ),
+        (
             "DELETE",
-            "/v1/memory/p0?mode=eject&via=container&timeout=5s",
+            "/v1/devices/p0?mode=eject&via=container&timeout=5s",
             "",
             Command::Remove {
                 device: device(),
@@ -194,35 +200,35 @@ fn every_mistake_has_its_code_and_words() {
         ),
         (
             "PUT",
-            "/v1/memory/p0",
+            "/v1/memory/p0/stale",
             "",
             ErrorCode::MethodNotAllowed,
-            "/v1/memory/p0 cannot be asked with PUT; use GET, DELETE",
+            "/v1/memory/p0/stale cannot be asked with PUT; use GET, PATCH",
         ),
         (
             "DELETE",
-            "/v1/memory/p0",
+            "/v1/devices/p0",
             "",
             ErrorCode::BadParameter,
             "Parameter mode is missing; give mode=surprise or eject",
         ),
         (
             "DELETE",
-            "/v1/memory/p0?mode=gently",
+            "/v1/devices/p0?mode=gently",
             "",
             ErrorCode::BadParameter,
             "Parameter mode: \"gently\" is not known; give surprise or eject",
         ),
         (
             "DELETE",
-            "/v1/memory/p0?mod=surprise",
+            "/v1/devices/p0?mod=surprise",
             "",
             ErrorCode::BadParameter,
-            "There is no parameter \"mod\" of DELETE /v1/memory/{id}; did you mean \"mode\"? Known: mode, via, timeout",
+            "There is no parameter \"mod\" of DELETE /v1/devices/{id}; did you mean \"mode\"? Known: mode, via, timeout",
         ),
         (
             "DELETE",
-            "/v1/memory/p0?mode=eject&mode=eject",
+            "/v1/devices/p0?mode=eject&mode=eject",
             "",
             ErrorCode::BadParameter,
             "Parameter mode is given twice; give it once",

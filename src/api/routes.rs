@@ -10,11 +10,11 @@ use super::request::{Input, wrong_value};
 use crate::command::{
     Census, Command, CperAccepted, CperRequest, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskInfo,
     DiskList, DiskRelease, DiskReleased, Error, ErrorCode, FirmwareChange, FirmwareFault, FirmwareState,
-    MachineInfo, MceQueued, MceRequest, MemoryDevice, NotifyKind, Operation, PoisonAdded, PoisonCleared,
-    PoisonPattern, PoisonPlace, PoisonPlaced, PoisonPolicy, PoisonState, PolicyChange, PowerCut, PowerLoss,
-    Record, RemoveMode, StaleChange, StaleState,
+    FlushChange, FlushFault, FlushRelease, FlushState, MachineInfo, MceQueued, MceRequest, MemoryDevice,
+    NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace, PoisonPlaced,
+    PoisonPolicy, PoisonState, PolicyChange, PowerCut, PowerLoss, Record, RemoveMode, StaleChange, StaleState,
 };
-use crate::config::{Channel, Pmem, PmemKeys, validate_insert};
+use crate::config::{Channel, Disk, DiskKeys, Pmem, PmemKeys, validate_insert};
 use crate::units::{Address, TimeSpan};
 
 /// What is to be done for a request.
@@ -116,6 +116,30 @@ fn firmware(input: &Input<'_>, change: FirmwareChange) -> Result<Action, Error> 
     Ok(Action::Execute(Command::Firmware { device: input.id(), change }))
 }
 
+fn flush(input: &Input<'_>, change: FlushChange) -> Result<Action, Error> {
+    Ok(Action::Execute(Command::Flush { device: input.id(), change }))
+}
+
+const FLUSH_ERRORS: &[ErrorCode] =
+    &[ErrorCode::BadJson, ErrorCode::NoSuchDevice, ErrorCode::NotSupported, ErrorCode::WrongDeviceState];
+
+/// The fault that is to be taken away.
+const FAULT: Parameter = Parameter {
+    name: "fault",
+    summary: "Its number. Default: all of them",
+    required: false,
+    repeated: false,
+    schema: of::<u64>,
+};
+
+fn fault_number(input: &Input<'_>) -> Result<Option<u64>, Error> {
+    let number = |text: &str| {
+        text.parse()
+            .map_err(|_| wrong_value("fault", format_args!("{text:?} is no number: give that of a fault")))
+    };
+    input.text("fault").map(number).transpose()
+}
+
 /// The memory devices of a machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryList {
@@ -200,54 +224,6 @@ pub const ROUTES: &[Route] = &[
         reply: ReplyKind::Object(of::<MemoryDevice>),
         errors: &[ErrorCode::NoSuchDevice],
         handler: |input| Ok(Action::Execute(Command::ShowMemory { device: input.id() })),
-    },
-    Route {
-        method: "DELETE",
-        path: "/v1/memory/{id}",
-        name: "memory_remove",
-        summary: "Take a memory device away",
-        query: &[
-            Parameter {
-                name: "mode",
-                summary: "Whether the memory goes first (surprise) or the guest is asked (eject)",
-                required: true,
-                repeated: false,
-                schema: of::<RemoveMode>,
-            },
-            Parameter {
-                name: "via",
-                summary: "The channel. Default: the device's own",
-                required: false,
-                repeated: false,
-                schema: of::<Channel>,
-            },
-            Parameter {
-                name: "timeout",
-                summary: "How long the guest may take before the removal has failed, such as 10s. Default: 120s",
-                required: false,
-                repeated: false,
-                schema: of::<TimeSpan>,
-            },
-        ],
-        request: None,
-        status: 202,
-        reply: ReplyKind::Object(of::<Operation>),
-        errors: &[
-            ErrorCode::NoSuchDevice,
-            ErrorCode::WrongState,
-            ErrorCode::WrongDeviceState,
-            ErrorCode::NotSupported,
-            ErrorCode::HostLimit,
-        ],
-        handler: |input| {
-            let (mode, via) = (input.required("mode")?, input.optional("via")?);
-            Ok(Action::Execute(Command::Remove {
-                device: input.id(),
-                mode,
-                via,
-                timeout: input.span("timeout")?,
-            }))
-        },
     },
     Route {
         method: "GET",
@@ -486,6 +462,102 @@ pub const ROUTES: &[Route] = &[
         },
     },
     Route {
+        method: "DELETE",
+        path: "/v1/devices/{id}",
+        name: "device_remove",
+        summary: "Take a memory device or a disk away",
+        query: &[
+            Parameter {
+                name: "mode",
+                summary: "Whether the device goes first (surprise) or the guest is asked (eject)",
+                required: true,
+                repeated: false,
+                schema: of::<RemoveMode>,
+            },
+            Parameter {
+                name: "via",
+                summary: "The channel. Default: the device's own",
+                required: false,
+                repeated: false,
+                schema: of::<Channel>,
+            },
+            Parameter {
+                name: "timeout",
+                summary: "How long the guest may take before the removal has failed, such as 10s. Default: 120s",
+                required: false,
+                repeated: false,
+                schema: of::<TimeSpan>,
+            },
+        ],
+        request: None,
+        status: 202,
+        reply: ReplyKind::Object(of::<Operation>),
+        errors: &[
+            ErrorCode::NoSuchDevice,
+            ErrorCode::WrongState,
+            ErrorCode::WrongDeviceState,
+            ErrorCode::NotSupported,
+            ErrorCode::HostLimit,
+        ],
+        handler: |input| {
+            let (mode, via) = (input.required("mode")?, input.optional("via")?);
+            Ok(Action::Execute(Command::Remove {
+                device: input.id(),
+                mode,
+                via,
+                timeout: input.span("timeout")?,
+            }))
+        },
+    },
+    Route {
+        method: "GET",
+        path: "/v1/memory/{id}/flushes",
+        name: "flush_show",
+        summary: "The flushes of a virtio-pmem device that are held, and what is done to those to come",
+        query: &[],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<FlushState>),
+        errors: &[ErrorCode::NoSuchDevice, ErrorCode::NotSupported],
+        handler: |input| flush(input, FlushChange::Show),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/memory/{id}/flushes/faults",
+        name: "flush_fault",
+        summary: "Hold, delay or fail flushes to come of a virtio-pmem device",
+        query: &[],
+        request: Some(of::<FlushFault>),
+        status: 200,
+        reply: ReplyKind::Object(of::<FlushState>),
+        errors: FLUSH_ERRORS,
+        handler: |input| flush(input, FlushChange::Arm(input.body()?)),
+    },
+    Route {
+        method: "DELETE",
+        path: "/v1/memory/{id}/flushes/faults",
+        name: "flush_disarm",
+        summary: "Take faults away; what they hold stays held",
+        query: &[FAULT],
+        request: None,
+        status: 200,
+        reply: ReplyKind::Object(of::<FlushState>),
+        errors: FLUSH_ERRORS,
+        handler: |input| flush(input, FlushChange::Disarm(fault_number(input)?)),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/memory/{id}/flushes/release",
+        name: "flush_release",
+        summary: "Let flushes go on that are held",
+        query: &[],
+        request: Some(of::<FlushRelease>),
+        status: 200,
+        reply: ReplyKind::Object(of::<FlushState>),
+        errors: FLUSH_ERRORS,
+        handler: |input| flush(input, FlushChange::Release(input.body()?)),
+    },
+    Route {
         method: "GET",
         path: "/v1/disks",
         name: "disk_list",
@@ -496,6 +568,32 @@ pub const ROUTES: &[Route] = &[
         reply: ReplyKind::Object(of::<DiskList>),
         errors: &[],
         handler: |_| Ok(Action::Execute(Command::Disk(DiskCommand::List))),
+    },
+    Route {
+        method: "POST",
+        path: "/v1/disks",
+        name: "disk_insert",
+        summary: "Put a disk into a free slot",
+        query: &[],
+        request: Some(of::<Disk>),
+        status: 202,
+        reply: ReplyKind::Object(of::<Operation>),
+        errors: &[
+            ErrorCode::BadJson,
+            ErrorCode::InvalidConfig,
+            ErrorCode::IdInUse,
+            ErrorCode::NoFreeSlot,
+            ErrorCode::AddressInUse,
+            ErrorCode::NoSuchDevice,
+            ErrorCode::WrongState,
+            ErrorCode::FileInUse,
+            ErrorCode::HostLimit,
+        ],
+        handler: |input| {
+            let disk = Disk::try_from(input.body::<DiskKeys>()?)?;
+            disk.validate_insert()?;
+            Ok(Action::Execute(Command::InsertDisk { disk: Box::new(disk) }))
+        },
     },
     Route {
         method: "GET",
@@ -529,24 +627,13 @@ pub const ROUTES: &[Route] = &[
         path: "/v1/disks/{id}/faults",
         name: "disk_disarm",
         summary: "Take faults away; what they hold stays held",
-        query: &[Parameter {
-            name: "fault",
-            summary: "Its number. Default: all of them",
-            required: false,
-            repeated: false,
-            schema: of::<u64>,
-        }],
+        query: &[FAULT],
         request: None,
         status: 200,
         reply: ReplyKind::Object(of::<DiskDisarmed>),
         errors: &[ErrorCode::NoSuchDevice, ErrorCode::WrongDeviceState],
         handler: |input| {
-            let number = |text: &str| {
-                text.parse().map_err(|_| {
-                    wrong_value("fault", format_args!("{text:?} is no number: give that of a fault"))
-                })
-            };
-            let fault = input.text("fault").map(number).transpose()?;
+            let fault = fault_number(input)?;
             Ok(Action::Execute(Command::Disk(DiskCommand::Disarm { device: input.id(), fault })))
         },
     },

@@ -319,7 +319,7 @@ fn many_clients_at_once() {
 fn operations_are_waited_for() {
     let fixture = Fixture::new();
     let client = fixture.client();
-    let begun = client.call("DELETE", "/v1/memory/p0?mode=surprise", None).unwrap();
+    let begun = client.call("DELETE", "/v1/devices/p0?mode=surprise", None).unwrap();
     assert_eq!((begun.status, &begun.body["state"]), (202, &json!("running")));
     let target = format!("/v1/operations/{}?wait=20s", begun.body["operation"]);
     assert_eq!(client.call("GET", &target, None).unwrap().body["state"], "done");

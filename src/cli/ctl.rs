@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::disk::Disk;
+use super::flush::Flush;
 use super::mce::MceArgs;
 use super::show;
 use crate::api::{Answer, Client, ClientError, percent_encode};
@@ -16,7 +17,7 @@ use crate::command::{
     OperationState, PoisonAlign, PoisonPattern, PoisonPlace, PolicyChange, PowerCut, ProcessMemory,
     RandomLines, StaleAnswer, StaleChange,
 };
-use crate::config::{Channel, ConfigError, Pmem};
+use crate::config::{self, Channel, ConfigError, Pmem};
 use crate::memory::LINE_SIZE;
 use crate::units::{Address, ByteRange, Size, TimeSpan, UnitError};
 
@@ -58,12 +59,12 @@ pub enum Request {
     },
     /// Raise a machine check in a vCPU, or log an error in its banks
     Mce(MceArgs),
-    /// Take a memory device away
+    /// Take a memory device or a disk away
     #[command(group = clap::ArgGroup::new("mode").required(true))]
     Remove {
         /// The device
         device: String,
-        /// The memory goes first, and the guest learns of it afterwards
+        /// The device goes first, and the guest learns of it afterwards
         #[arg(long, group = "mode")]
         surprise: bool,
         /// The guest is asked to let go
@@ -106,6 +107,9 @@ pub enum Request {
     /// Hold, delay, fail, tear or reorder requests of disks
     #[command(subcommand)]
     Disk(Disk),
+    /// Hold, delay or fail flushes of virtio-pmem devices
+    #[command(subcommand)]
+    Flush(Flush),
     /// Tell the guest of an error, as firmware does; the error itself is not made
     Cper(Cper),
     /// How an operation stands
@@ -234,6 +238,15 @@ pub enum Insert {
         /// As for --pmem of run; at= can also name a device that has departed
         #[arg(value_name = "KEY=VALUE,...")]
         device: String,
+        /// Wait for the end, for at most this long [default with --wait: 60s]
+        #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
+        wait: Option<String>,
+    },
+    /// A disk
+    Disk {
+        /// As for --disk of run; at= can also name a disk that has departed, whose slot it gets
+        #[arg(value_name = "KEY=VALUE,...")]
+        disk: String,
         /// Wait for the end, for at most this long [default with --wait: 60s]
         #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
         wait: Option<String>,
@@ -393,12 +406,16 @@ impl Session {
                     Some(timeout) => format!("&timeout={}", timeout.parse::<TimeSpan>()?),
                     None => String::new(),
                 };
-                let target = format!("{}?mode={mode}{via}{timeout}", memory(device, ""));
+                let target = format!("/v1/devices/{}?mode={mode}{via}{timeout}", percent_encode(device));
                 self.operate("DELETE", &target, None, wait.as_deref(), output)
             }
             Request::Insert(Insert::Pmem { device, wait }) => {
                 let pmem = json!(Pmem::parse("pmem", device)?.absolute());
                 self.operate("POST", "/v1/memory", Some(&pmem), wait.as_deref(), output)
+            }
+            Request::Insert(Insert::Disk { disk, wait }) => {
+                let disk = json!(config::Disk::parse("disk", disk)?.absolute());
+                self.operate("POST", "/v1/disks", Some(&disk), wait.as_deref(), output)
             }
             Request::Stale { device, answer: None } => {
                 self.ask("GET", &memory(device, "/stale"), None, output)
@@ -420,6 +437,10 @@ impl Session {
             Request::Census { device } => self.ask("GET", &memory(device, "/census"), None, output),
             Request::Disk(disk) => {
                 let (method, target, body) = disk.request();
+                self.ask(method, &target, body.as_ref(), output)
+            }
+            Request::Flush(flush) => {
+                let (method, target, body) = flush.request();
                 self.ask(method, &target, body.as_ref(), output)
             }
             Request::Cper(Cper { common, section }) => {

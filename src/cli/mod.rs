@@ -6,6 +6,7 @@
 
 mod ctl;
 mod disk;
+mod flush;
 mod machine;
 mod mce;
 mod report;

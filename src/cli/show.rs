@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use serde_json::{Map, Value};
 
-use crate::command::{MemoryDevice, MemoryDimm, MemoryState, Record};
+use crate::command::{DeviceState, MemoryDevice, MemoryDimm, Record};
 use crate::units::{ByteRange, Size};
 
 /// Fields whose numbers are bytes.
@@ -96,10 +96,8 @@ fn devices_table(devices: &[Value]) -> String {
     for value in devices {
         let Ok(device) = serde_json::from_value::<MemoryDevice>(value.clone()) else { continue };
         let state = match device.state {
-            MemoryState::Present if device.locked => "locked",
-            MemoryState::Present => "present",
-            MemoryState::Leaving => "leaving",
-            MemoryState::Departed => "departed",
+            DeviceState::Present if device.locked => "locked",
+            state => state.name(),
         };
         let dimms: Vec<_> = device.dimms.iter().map(dimm_name).collect();
         let dimms = if dimms.is_empty() { "-".to_owned() } else { dimms.join("+") };

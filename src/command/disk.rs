@@ -5,6 +5,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::DeviceState;
 use crate::units::{Address, ByteRange, TimeSpan, UnitError};
 
 /// A request about disks. All of them leave the vCPUs running.
@@ -272,6 +273,8 @@ pub struct DiskList {
 pub struct DiskInfo {
     /// Its id; the guest finds it as its serial number.
     pub id: String,
+    /// Where it stands. Of a disk that has departed nothing is left.
+    pub state: DeviceState,
     /// Its size in bytes.
     pub size: u64,
     /// Whether the guest can only read it.
@@ -331,7 +334,7 @@ pub struct DiskRequest {
     pub device: String,
     /// Number of the request, from 1 on for each disk.
     pub request: u64,
-    /// Number of the fault that it has met.
+    /// Number of the fault that it has met; 0 if it has met none.
     pub fault: u64,
     /// What it does.
     pub operation: DiskOperation,
@@ -377,4 +380,7 @@ pub enum DiskOutcome {
     Tear,
     /// Not at all: the guest has reset the disk.
     Drop,
+    /// Not at all: the disk has departed. Told of each request that the guest waits for, held or not; none of its data
+    /// moves any more.
+    Depart,
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Census, CperSeverity, DeviceLoss, DiskOutcome, DiskRequest, DiskStatus, DiskTransfer, Error,
-    FirmwareTarget, InjectionSeverity, InjectionStep, NotifyKind, RemoveMode,
+    FirmwareTarget, FlushOutcome, InjectionSeverity, InjectionStep, NotifyKind, RemoveMode,
 };
 use crate::config::Channel;
 use crate::units::{Address, ByteRange};
@@ -112,11 +112,11 @@ pub enum RemovalStep {
     Refused,
     /// The guest has not answered in time.
     TimedOut,
-    /// The memory is gone without the guest's consent.
+    /// The device is gone without the guest's consent.
     Surprised,
     /// The departure is complete: id and address are free.
     Departed,
-    /// Another device is at the address.
+    /// Another device is at the address, or in the slot.
     Replaced,
 }
 
@@ -380,8 +380,9 @@ pub enum Event {
         device: String,
         /// The operation that the request was answered with.
         operation: u64,
-        /// Guest-physical address of its first byte.
-        gpa: Address,
+        /// Guest-physical address of its first byte, if it is memory.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        gpa: Option<Address>,
         /// Its size in bytes.
         size: u64,
     },
@@ -476,6 +477,34 @@ pub enum Event {
     FlushHeld {
         /// The device.
         device: String,
+        /// Number of the flush, from 1 on for each device.
+        request: u64,
+        /// Number of the fault that it has met.
+        fault: u64,
+    },
+    /// A flush is held no longer, or was left behind.
+    FlushReleased {
+        /// The device.
+        device: String,
+        /// Number of the flush.
+        request: u64,
+        /// Number of the fault that it has met; 0 if it has met none.
+        fault: u64,
+        /// How it goes on.
+        how: FlushOutcome,
+        /// Nanoseconds for which it has waited.
+        held_ns: u64,
+    },
+    /// The guest has got the answer to a flush that had met a fault.
+    FlushCompleted {
+        /// The device.
+        device: String,
+        /// Number of the flush.
+        request: u64,
+        /// Number of the fault that it has met.
+        fault: u64,
+        /// Whether the answer is that everything is durable.
+        durable: bool,
     },
     /// A device of the machine met an error of the host or of the guest's driver.
     DeviceError {

@@ -3,7 +3,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Census, CperAccepted, DiskReply, Error, FirmwareState, MceQueued, PowerLoss, RemoveMode};
+use super::{
+    Census, CperAccepted, DiskReply, Error, FirmwareState, FlushState, MceQueued, PowerLoss, RemoveMode,
+};
 use crate::config::{Channel, Via};
 use crate::host::usage::Usage;
 use crate::memory::{GuardMethod, PoisonPolicy, StaleAnswer};
@@ -36,6 +38,8 @@ pub enum Reply {
     Cper(CperAccepted),
     /// About disks.
     Disk(DiskReply),
+    /// About the flushes of a device.
+    Flush(FlushState),
     /// Something was begun that goes on in events.
     Operation(Operation),
     /// Who maps a device.
@@ -60,6 +64,17 @@ pub enum MachineState {
     Paused,
     /// The guest has ended.
     Stopped,
+}
+
+impl DeviceState {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Present => "present",
+            Self::Leaving => "leaving",
+            Self::Departed => "departed",
+        }
+    }
 }
 
 impl MachineState {
@@ -116,15 +131,15 @@ pub enum MemoryKind {
     Pmem,
 }
 
-/// Where a memory device stands.
+/// Where a device stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum MemoryState {
+pub enum DeviceState {
     /// The guest can reach it.
     Present,
     /// It is on its way out.
     Leaving,
-    /// It is gone; touches of its addresses are reported.
+    /// It is gone; touches of its addresses, if it had any, are reported.
     Departed,
 }
 
@@ -136,7 +151,7 @@ pub struct MemoryDevice {
     /// What kind of memory it is.
     pub kind: MemoryKind,
     /// Where it stands.
-    pub state: MemoryState,
+    pub state: DeviceState,
     /// Guest-physical address of its first byte.
     pub gpa: Address,
     /// Its size in bytes.
@@ -299,6 +314,21 @@ pub struct Operation {
     /// Why it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Error>,
+}
+
+impl Operation {
+    /// Something of this kind that is still to get its number, and goes on.
+    pub fn new(kind: &str, device: &str, channel: Channel) -> Self {
+        Self {
+            operation: 0,
+            kind: kind.to_owned(),
+            device: device.to_owned(),
+            state: OperationState::Running,
+            mode: None,
+            channel: Some(channel),
+            error: None,
+        }
+    }
 }
 
 /// Where an operation stands.

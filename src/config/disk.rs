@@ -9,7 +9,7 @@ use super::error::ConfigError;
 use super::keyvalue::KeyValues;
 use super::pmem::PmemSource;
 use super::switch::Switch;
-use super::validate::MAX_CPUS;
+use super::validate::{MAX_CPUS, validate_id};
 use crate::units::Size;
 
 /// Bytes of a sector: a disk is a multiple of them.
@@ -30,6 +30,8 @@ pub struct Disk {
     pub readonly: bool,
     /// Number of request queues. Default: one for each vCPU, at most 8.
     pub queues: Option<u32>,
+    /// A disk that has departed, into whose slot it goes. Default: the first free slot.
+    pub at: Option<String>,
 }
 
 /// The keys of a disk as they are written, in a list of the command line as in TOML and JSON.
@@ -52,10 +54,13 @@ pub struct DiskKeys {
     /// Number of request queues, 1 to 64. Default: one for each vCPU, at most 8.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     queues: Option<u32>,
+    /// A disk that has departed, into whose slot it goes; only for one that is inserted. Default: the first free slot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    at: Option<String>,
 }
 
 /// The keys of `--disk`, in the order of the documentation.
-const KEYS: [&str; 5] = ["file", "size", "id", "readonly", "queues"];
+const KEYS: [&str; 6] = ["file", "size", "id", "readonly", "queues", "at"];
 
 impl Disk {
     /// Parses the value of `--disk`.
@@ -74,6 +79,7 @@ impl Disk {
                 remedy: "give queues=1 to 64".to_owned(),
                 ..error
             })?,
+            at: list.take_text("at"),
         };
         list.finish(&KEYS)?;
         Self::from_keys(option, keys)
@@ -94,7 +100,29 @@ impl Disk {
             }
         };
         let readonly = keys.readonly.is_some_and(|switch| switch.0);
-        Ok(Self { id, source, readonly, queues: keys.queues })
+        Ok(Self { id, source, readonly, queues: keys.queues, at: keys.at })
+    }
+
+    /// The same disk with its file named from the root: the monitor may have another working directory than the one in
+    /// which the request was typed.
+    pub fn absolute(mut self) -> Self {
+        if let PmemSource::File { path, .. } = &mut self.source
+            && let Ok(whole) = std::path::absolute(&path)
+        {
+            *path = whole;
+        }
+        self
+    }
+
+    /// Checks a disk that is inserted into a running machine.
+    ///
+    /// # Errors
+    /// As for a disk of the command line.
+    pub fn validate_insert(&self) -> Result<(), ConfigError> {
+        if !self.id.is_empty() {
+            validate_id("disk", "id", "d0", &self.id)?;
+        }
+        self.validate()
     }
 
     /// Refuses what no host could build.
@@ -160,6 +188,7 @@ impl From<Disk> for DiskKeys {
             size,
             readonly: disk.readonly.then_some(Switch(true)),
             queues: disk.queues,
+            at: disk.at,
         }
     }
 }
@@ -185,7 +214,7 @@ mod tests {
 
     #[test]
     fn keys_are_taken_and_survive_the_machine_file() {
-        let disk = Disk::parse("--disk", "file=/a.img,size=1G,id=d7,readonly=on,queues=3").unwrap();
+        let disk = Disk::parse("--disk", "file=/a.img,size=1G,id=d7,readonly=on,queues=3,at=d0").unwrap();
         assert_eq!((disk.id.as_str(), disk.readonly, disk.queues(8)), ("d7", true, 3));
         let text = toml::to_string(&disk).unwrap();
         assert_eq!(toml::from_str::<Disk>(&text).unwrap(), disk);

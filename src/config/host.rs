@@ -178,6 +178,14 @@ impl Pmem {
 }
 
 impl Disk {
+    /// Looks at the file of one disk, as [`Machine::check_host`] does for all. Used when inserting, too.
+    ///
+    /// # Errors
+    /// The file cannot be used as it is.
+    pub fn check_host(&self) -> Result<CheckedPmem, ConfigError> {
+        self.check_file().map(|(checked, _)| checked)
+    }
+
     fn check_file(&self) -> Result<(CheckedPmem, Option<(u64, u64)>), ConfigError> {
         let option = self.option();
         check_source(&option, &self.source, self.readonly, |size| check_disk_size(&option, size))

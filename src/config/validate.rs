@@ -161,6 +161,14 @@ impl Machine {
                 validate_id("--disk", "id", "d0", &disk.id)?;
             }
             disk.validate()?;
+            if let Some(at) = &disk.at {
+                return Err(ConfigError::invalid(
+                    format_args!("{option}: at"),
+                    at,
+                    "no disk has departed before the machine starts",
+                    "leave it out: at= is for ctl insert disk",
+                ));
+            }
             let pmem = self.pmem.iter().map(|pmem| (&pmem.id, &pmem.source));
             for (id, source) in pmem.chain(self.disk[..index].iter().map(|disk| (&disk.id, &disk.source))) {
                 if !disk.id.is_empty() && disk.id == *id {
@@ -272,7 +280,7 @@ pub(super) fn same_file(option: &str, path: &str, other: &str) -> ConfigError {
 }
 
 /// Refuses a name that is none; `like` is one.
-fn validate_id(option: &str, key: &str, like: &str, name: &str) -> Result<(), ConfigError> {
+pub(super) fn validate_id(option: &str, key: &str, like: &str, name: &str) -> Result<(), ConfigError> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.len() > MAX_ID
         || !name.starts_with(|c: char| c.is_ascii_alphabetic())

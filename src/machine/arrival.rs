@@ -13,11 +13,11 @@ use super::build::monotonic_clock;
 use super::dimm::{self, Kept};
 use super::media::RegionMedia;
 use super::memory::{Device, MemoryDevices, MemoryError, persistence};
-use super::pcie::Card;
+use super::pcie::{Card, CardKind};
 use super::poison::guard_room;
 use super::topology::{Member, Owner, Seat, Topology};
-use super::virtio_pmem::{self, Function};
-use crate::command::MemoryState;
+use super::virtio_pmem;
+use crate::command::DeviceState;
 use crate::config::{Ars, Channel, CheckedPmem, Pmem, PmemSource, Unflushed, Via};
 use crate::kvm::Slot;
 use crate::memory::backing::{self, BackingError};
@@ -81,8 +81,8 @@ impl MemoryDevices {
     fn add_card(&mut self, unit: usize, arrival: &Arrival<'_>, when: When) -> Result<(), NotAdded> {
         let prepared = self.prepare(arrival).map_err(|source| not_added(arrival, source))?;
         let slots = self.map(std::slice::from_ref(arrival), std::slice::from_ref(&prepared))?;
-        let function = match self.plug_card(&prepared.region, when) {
-            Ok(function) => function,
+        let card = match self.plug_card(&prepared.region, when) {
+            Ok(card) => card,
             Err(error) => {
                 drop(slots);
                 self.space.remove(prepared.region.gpa());
@@ -90,16 +90,17 @@ impl MemoryDevices {
             }
         };
         let channel = arrival.pmem.channel.unwrap_or(self.default_channel(Via::Virtio));
+        let mut card = Some(card);
         self.devices.extend(slots.into_iter().map(|slot| Device {
             id: arrival.pmem.id.clone(),
             pmem: arrival.pmem.clone(),
             unit,
             window: arrival.window,
-            state: MemoryState::Present,
+            state: DeviceState::Present,
             region: prepared.region.clone(),
             dimms: Vec::new(),
             seats: Vec::new(),
-            card: Some(function.clone()),
+            card: card.take(),
             _slot: slot,
             channel,
             left_by: None,
@@ -116,7 +117,7 @@ impl MemoryDevices {
             pmem: arrival.pmem.clone(),
             unit,
             window: arrival.window,
-            state: MemoryState::Present,
+            state: DeviceState::Present,
             region: prepared.region.clone(),
             dimms: Vec::new(),
             seats: Vec::new(),
@@ -129,16 +130,19 @@ impl MemoryDevices {
     }
 
     /// Puts the device of a region into a free slot.
-    fn plug_card(&self, region: &Arc<Region>, when: When) -> Result<Function, MemoryError> {
+    fn plug_card(&self, region: &Arc<Region>, when: When) -> Result<virtio_pmem::Card, MemoryError> {
         let mut pcie = lock(&self.pcie);
         let name = pcie.name_card();
-        let function = virtio_pmem::function(&self.cards, region, name)?;
-        let card = Card::virtio(region.name(), name, function.0.clone());
+        let mut made = virtio_pmem::Card::new(&self.cards, region, name)?;
+        if let Some(send) = &self.send {
+            made.start(send)?;
+        }
+        let card = Card::virtio(CardKind::Memory, region.name(), name, made.function.clone());
         match when {
             When::AtStart => pcie.install(card)?,
-            When::Later => pcie.insert(card)?,
+            When::Later => pcie.insert(card, None)?,
         }
-        Ok(function)
+        Ok(made)
     }
 
     fn add_unit(&mut self, unit: usize, arrivals: &[Arrival<'_>]) -> Result<NvdimmUnit, NotAdded> {
@@ -186,7 +190,7 @@ impl MemoryDevices {
                 pmem: arrival.pmem.clone(),
                 unit,
                 window: arrival.window,
-                state: MemoryState::Present,
+                state: DeviceState::Present,
                 region: prepared.region,
                 dimms: topology.owners.iter().zip(&dimms).filter(its).map(|(_, dimm)| dimm.clone()).collect(),
                 seats: seats.next().unwrap_or_default(),
@@ -250,7 +254,7 @@ impl MemoryDevices {
             pmem: arrival.pmem.clone(),
             unit,
             window: arrival.window,
-            state: MemoryState::Present,
+            state: DeviceState::Present,
             region: prepared.region.clone(),
             dimms: own.clone(),
             seats: seats.clone(),

@@ -10,7 +10,7 @@ use aconite_acpi::layout as fixed;
 use aconite_acpi::{
     AddressRange, Description, MemoryRange, NvdimmUnit, Processor, Tables, UnitSlot, UnitWindow,
 };
-use aconite_devices::bus::{Bus, BusError, DeviceId, lock};
+use aconite_devices::bus::{Bus, BusError, DeviceId};
 use aconite_devices::clock::Clock;
 use aconite_devices::dma::{Dma, DmaError};
 use aconite_devices::einj::Einj;
@@ -39,6 +39,7 @@ use super::dma::DevicePoison;
 use super::errors::Errors;
 use super::injection::Injections;
 use super::memory::{self, MemoryDevices, Parts, Window};
+use super::operations::Operations;
 use super::pcie::{Pcie, PcieError};
 use super::records;
 use super::topology::{Member, Topology};
@@ -343,6 +344,8 @@ pub struct Built {
     pub pcie: Arc<Mutex<Pcie>>,
     /// Disks.
     pub disks: Disks,
+    /// What was asked for and takes its time.
+    pub operations: Operations,
     /// Memory devices.
     pub memory: MemoryDevices,
     /// Error sources of the firmware.
@@ -418,6 +421,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let mut wired = Devices::new(&vm, config, &plan, dma.clone(), units.clone(), spec.console)?;
     wired.mmio.insert("erst", fixed::ERST_REGISTERS, Erst::SIZE, Arc::new(Mutex::new(erst)))?;
 
+    let operations = Operations::default();
     let mut devices = MemoryDevices::new(Parts {
         vm: vm.clone(),
         space: space.clone(),
@@ -429,6 +433,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         dimms_of_unit: plan.dimms.clone(),
         pcie: wired.pcie.clone(),
         dma: dma.clone(),
+        operations: operations.clone(),
         kernel: spec.kernel_release,
     });
     let mut occupants = Vec::new();
@@ -446,8 +451,10 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         events: spec.events.clone(),
         cpus: config.cpus,
         clock: monotonic_clock(),
+        pcie: wired.pcie.clone(),
+        operations: operations.clone(),
     };
-    let disks = Disks::new(&config.disk, spec.disks, around, &mut lock(&wired.pcie))?;
+    let disks = Disks::new(&config.disk, spec.disks, around)?;
 
     let errors =
         Errors::new(wired.errors, wired.platform.clone(), vm.msi(), spec.events.clone(), boot_errors.clone());
@@ -518,6 +525,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
         console: wired.console,
         pcie: wired.pcie,
         disks,
+        operations,
         memory: devices,
         errors,
         boot_errors,

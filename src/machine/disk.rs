@@ -1,5 +1,6 @@
 //! The disks of a machine, each behind a port of its own: how they are built, what is asked of them, and what they tell.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -11,24 +12,26 @@ use aconite_devices::dma::Dma;
 use aconite_devices::irq::MsiSink;
 use aconite_devices::pci::PortType;
 use aconite_devices::virtio::blk::{
-    Action, Armed, Blk, Fault, Held, MAX_FAULTS, Notice, Operation, Order, Parts, Pattern, Release,
+    Action, Armed, Blk, End, Fault, Held, Job, Notice, Operation, Order, Parts, Pattern, Release,
     ReleaseError, Request, SECTOR, Status, Storage, Transfer, What, Witness,
 };
-use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
+use aconite_devices::virtio::{MAX_FAULTS, TransportError, VirtioPci, Wiring};
 use thiserror::Error;
 
-use super::pcie::{Card, Pcie, PcieError};
-
+use super::operations::Operations;
+use super::pcie::{Card, CardKind, Pcie, PcieError};
+use super::removal::Removal;
 use crate::command::{
-    DiskAction, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskHeldRequest, DiskInfo, DiskList,
-    DiskOperation, DiskOrder, DiskOutcome, DiskPattern, DiskRelease, DiskReleased, DiskReply, DiskRequest,
-    DiskStatus, DiskTransfer, Error, ErrorCode, Event, EventBus, SectorRange,
+    DeviceState, DiskAction, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskHeldRequest, DiskInfo,
+    DiskList, DiskOperation, DiskOrder, DiskOutcome, DiskPattern, DiskRelease, DiskReleased, DiskReply,
+    DiskRequest, DiskStatus, DiskTransfer, Error, ErrorCode, Event, EventBus, SectorRange,
 };
 use crate::config::{self, CheckedPmem, PmemSource};
-use crate::disk::{FileStorage, Function, Pool, Workers};
+use crate::disk::FileStorage;
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{AddressSpace, RegionKind};
 use crate::units::{ByteRange, TimeSpan};
+use crate::workers::{Outbox, Pool, Workers};
 
 /// Most threads of a disk: more wait for the same storage.
 const MAX_WORKERS: u32 = 4;
@@ -45,6 +48,9 @@ pub enum DiskError {
     /// Its port.
     #[error(transparent)]
     Port(#[from] PcieError),
+    /// Its threads.
+    #[error("Cannot start the threads of a disk: the host has no more")]
+    Threads(#[from] io::Error),
 }
 
 /// What disks need of the machine.
@@ -61,22 +67,33 @@ pub struct Surroundings {
     pub cpus: u32,
     /// What delays are measured by.
     pub clock: Clock,
+    /// Ports.
+    pub pcie: Arc<Mutex<Pcie>>,
+    /// Where operations are kept.
+    pub operations: Operations,
 }
 
 /// A disk.
-struct Disk {
-    config: config::Disk,
-    size: u64,
-    function: Function,
-    workers: Workers,
+pub(super) struct Disk {
+    pub(super) config: config::Disk,
+    pub(super) state: DeviceState,
+    pub(super) size: u64,
+    function: Arc<Mutex<VirtioPci<Blk>>>,
+    workers: Workers<Job>,
     storage: Arc<dyn Storage>,
-    pool: Option<Pool>,
+    pool: Option<Pool<Job>>,
     teller: Teller,
 }
 
-/// All disks of a machine.
-#[derive(Default)]
-pub struct Disks(Vec<Disk>);
+/// The disks of a machine, but for those that have departed: nothing is left of a disk.
+pub struct Disks {
+    pub(super) list: Vec<Disk>,
+    pub(super) around: Surroundings,
+    /// Removals under way, by disk.
+    pub(super) removals: BTreeMap<String, Removal>,
+    /// Known once the machine runs.
+    send: Option<Outbox>,
+}
 
 impl Disks {
     /// Makes the disks of a machine and puts them behind ports; their threads are still to be started.
@@ -84,34 +101,73 @@ impl Disks {
         disks: &[config::Disk],
         checked: &[CheckedPmem],
         around: Surroundings,
-        pcie: &mut Pcie,
     ) -> Result<Self, DiskError> {
-        let mut made = Vec::new();
+        let mut all = Self { list: Vec::new(), around, removals: BTreeMap::new(), send: None };
         for (config, checked) in disks.iter().zip(checked) {
-            let device = pcie.name_card();
-            let disk = Disk::new(device, config, *checked, &around)?;
-            pcie.install(Card::virtio(&config.id, device, disk.function.clone()))?;
-            made.push(disk);
+            let (disk, card) = all.make(config, *checked)?;
+            lock(&all.around.pcie).install(card)?;
+            all.list.push(disk);
         }
-        Ok(Self(made))
+        Ok(all)
+    }
+
+    /// A disk, and what of it goes into a slot.
+    fn make(&self, config: &config::Disk, checked: CheckedPmem) -> Result<(Disk, Card), DiskError> {
+        let device = lock(&self.around.pcie).name_card();
+        let disk = Disk::new(device, config, checked, &self.around)?;
+        let card = Card::virtio(CardKind::Disk, &config.id, device, disk.function.clone());
+        Ok((disk, card))
     }
 
     /// Starts the threads of all disks; what they leave to do goes to `send`.
-    pub fn start(&mut self, send: impl Fn(Effects) + Clone + Send + 'static) -> io::Result<()> {
-        self.0.iter_mut().try_for_each(|disk| disk.start(send.clone()))
+    pub fn start(&mut self, send: Outbox) -> io::Result<()> {
+        self.list.iter_mut().try_for_each(|disk| disk.start(&send))?;
+        self.send = Some(send);
+        Ok(())
+    }
+
+    /// Adds a disk to a machine that runs, in the slot in `place` or the first free one.
+    pub(super) fn add(
+        &mut self,
+        config: &config::Disk,
+        checked: CheckedPmem,
+        place: Option<usize>,
+    ) -> Result<(), DiskError> {
+        let (mut disk, card) = self.make(config, checked)?;
+        if let Some(send) = &self.send {
+            disk.start(send)?;
+        }
+        lock(&self.around.pcie).insert(card, place)?;
+        self.list.push(disk);
+        Ok(())
     }
 
     /// Ends the threads of all disks. What was written reaches the host.
     pub fn stop(&mut self) {
-        for disk in &mut self.0 {
+        for disk in &mut self.list {
             disk.pool = None;
+            if let Err(error) = disk.storage.flush() {
+                tracing::error!(%error, disk = disk.config.id, "a disk's data could not be written back");
+            }
         }
+    }
+
+    /// Whether there is a disk with this id.
+    pub fn has(&self, id: &str) -> bool {
+        self.list.iter().any(|disk| disk.config.id == id)
+    }
+
+    /// The ids of all disks.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.list.iter().map(|disk| disk.config.id.as_str())
     }
 
     /// Does what is asked; what that leaves to do in the machine goes to `effects`.
     pub fn execute(&self, command: &DiskCommand, effects: &mut Effects) -> Result<DiskReply, Error> {
         Ok(match command {
-            DiskCommand::List => DiskReply::List(DiskList { disks: self.0.iter().map(Disk::info).collect() }),
+            DiskCommand::List => {
+                DiskReply::List(DiskList { disks: self.list.iter().map(Disk::info).collect() })
+            }
             DiskCommand::Show { device } => DiskReply::Disk(self.find(device)?.info()),
             DiskCommand::Arm { device, fault } => DiskReply::Armed(self.find(device)?.arm(fault)?),
             DiskCommand::Disarm { device, fault } => DiskReply::Disarmed(self.find(device)?.disarm(*fault)?),
@@ -121,9 +177,9 @@ impl Disks {
         })
     }
 
-    fn find(&self, device: &str) -> Result<&Disk, Error> {
-        self.0.iter().find(|disk| disk.config.id == device).ok_or_else(|| {
-            let known: Vec<_> = self.0.iter().map(|disk| disk.config.id.as_str()).collect();
+    pub(super) fn find(&self, device: &str) -> Result<&Disk, Error> {
+        self.list.iter().find(|disk| disk.config.id == device).ok_or_else(|| {
+            let known: Vec<_> = self.names().collect();
             let remedy = if known.is_empty() {
                 "the machine has no disks: give it one with --disk".to_owned()
             } else {
@@ -165,14 +221,21 @@ impl Disk {
         let function = Arc::new(Mutex::new(VirtioPci::new(blk, wiring)?));
         let config = config::Disk { queues: Some(queues), ..disk.clone() };
         let storage = Arc::new(FileStorage::new(file));
-        Ok(Self { config, size, function, workers, storage, pool: None, teller })
+        Ok(Self { config, state: DeviceState::Present, size, function, workers, storage, pool: None, teller })
     }
 
-    fn start(&mut self, send: impl Fn(Effects) + Clone + Send + 'static) -> io::Result<()> {
+    fn start(&mut self, send: &Outbox) -> io::Result<()> {
         let count = self.config.queues.unwrap_or(1).min(MAX_WORKERS) as usize;
         let (workers, storage) = (self.workers.clone(), self.storage.clone());
-        self.pool = Some(Pool::start(&self.config.id, workers, count, &self.function, storage, send)?);
+        let perform = move |job: &Job| job.perform(&*storage);
+        let name = format!("disk-{}", self.config.id);
+        self.pool = Some(Pool::start(&name, workers, count, &self.function, perform, send)?);
         Ok(())
+    }
+
+    /// The disk has gone: nothing of what the guest waits for moves any more.
+    pub(super) fn depart(&self) {
+        lock(&self.function).depart();
     }
 
     fn info(&self) -> DiskInfo {
@@ -180,6 +243,7 @@ impl Disk {
         let disk = function.device();
         DiskInfo {
             id: self.config.id.clone(),
+            state: self.state,
             size: self.size,
             readonly: self.config.readonly,
             queues: self.config.queues.unwrap_or(1),
@@ -394,8 +458,12 @@ impl Witness for Teller {
                 Event::DiskReleased { of, how, held_ns: nanoseconds(after) }
             }
             What::Completed(status) => Event::DiskCompleted { of, status: status.into() },
-            What::Dropped { after } => {
-                Event::DiskReleased { of, how: DiskOutcome::Drop, held_ns: nanoseconds(after) }
+            What::Dropped { end, after } => {
+                let how = match end {
+                    End::Reset => DiskOutcome::Drop,
+                    End::Departed => DiskOutcome::Depart,
+                };
+                Event::DiskReleased { of, how, held_ns: nanoseconds(after) }
             }
         });
     }
@@ -468,6 +536,6 @@ same!(Transfer, DiskTransfer: Release, Submission);
 
 impl fmt::Debug for Disks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|disk| &disk.config)).finish()
+        f.debug_list().entries(self.list.iter().map(|disk| &disk.config)).finish()
     }
 }

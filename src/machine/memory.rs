@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -17,15 +18,16 @@ use aconite_devices::platform::Platform;
 use aconite_devices::virtio::TransportError;
 use thiserror::Error;
 
+use super::build::monotonic_clock;
 use super::dimm::DimmError;
 use super::operations::Operations;
 use super::pcie::{Pcie, PcieError};
 use super::removal::Removal;
 use super::topology::Seat;
-use super::virtio_pmem::{Function, Surroundings};
+use super::virtio_pmem::{Card, Surroundings};
 use crate::command::{
-    Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, MemoryState, NotifyKind, Operation,
-    StaleAnswer, StaleState,
+    DeviceState, Error, ErrorCode, Event, EventBus, MemoryDevice, MemoryKind, NotifyKind, StaleAnswer,
+    StaleState,
 };
 use crate::config::{Channel, Pmem, PmemSource, Unflushed, Via};
 use crate::fault::StaleLog;
@@ -33,6 +35,7 @@ use crate::kvm::{Baton, KvmError, Slot, Vm};
 use crate::memory::backing::BackingError;
 use crate::memory::{AddressSpace, GuardError, LINE_SIZE, MapError, Region, SpaceError};
 use crate::sidefile::SideFileError;
+use crate::workers::Outbox;
 
 /// Persistence that the platform capabilities promise of these devices: a store is durable once it has left the CPU
 /// cache for the file's page, and the flush hint writes that back; or nothing, where only a flush makes it durable.
@@ -79,6 +82,9 @@ pub enum MemoryError {
     /// Its slot.
     #[error(transparent)]
     Pcie(#[from] PcieError),
+    /// Its thread.
+    #[error("Cannot start the thread of a virtio-pmem device: the host has no more")]
+    Thread(#[from] io::Error),
 }
 
 /// Where a range of a unit may be.
@@ -105,7 +111,7 @@ pub(super) struct Device {
     /// Index of its window.
     pub(super) window: usize,
     /// Where it stands.
-    pub(super) state: MemoryState,
+    pub(super) state: DeviceState,
     /// Its memory.
     pub(super) region: Arc<Region>,
     /// The DIMMs whose state it keeps.
@@ -113,7 +119,7 @@ pub(super) struct Device {
     /// All DIMMs that it lies on.
     pub(super) seats: Vec<Seat>,
     /// What the guest finds behind a port.
-    pub(super) card: Option<Function>,
+    pub(super) card: Option<Card>,
     pub(super) _slot: Slot,
     /// How it can be removed.
     pub(super) channel: Channel,
@@ -137,6 +143,8 @@ pub struct MemoryDevices {
     pub(super) dimms_of_unit: Vec<u32>,
     pub(super) pcie: Arc<Mutex<Pcie>>,
     pub(super) cards: Surroundings,
+    /// Where goes what the threads of cards leave to do; known once the machine runs.
+    pub(super) send: Option<Outbox>,
     kernel: Option<(u32, u32)>,
     pub(super) devices: Vec<Device>,
     /// Memory without a file, kept under the device's id so that a reboot finds it again.
@@ -171,6 +179,8 @@ pub struct Parts {
     pub pcie: Arc<Mutex<Pcie>>,
     /// Guest memory, as devices reach it.
     pub dma: Dma,
+    /// Where operations are kept.
+    pub operations: Operations,
     /// The guest kernel's version, where its image says.
     pub kernel: Option<String>,
 }
@@ -178,10 +188,16 @@ pub struct Parts {
 impl MemoryDevices {
     /// No devices yet.
     pub fn new(parts: Parts) -> Self {
-        let cards = Surroundings { dma: parts.dma, msi: parts.vm.msi(), events: parts.events.clone() };
+        let cards = Surroundings {
+            dma: parts.dma,
+            msi: parts.vm.msi(),
+            events: parts.events.clone(),
+            clock: monotonic_clock(),
+        };
         Self {
             pcie: parts.pcie,
             cards,
+            send: None,
             vm: parts.vm,
             space: parts.space,
             units: parts.units,
@@ -193,15 +209,28 @@ impl MemoryDevices {
             kernel: parts.kernel.as_deref().and_then(major_minor),
             devices: Vec::new(),
             anonymous: HashMap::new(),
-            operations: Operations::default(),
+            operations: parts.operations,
             removals: BTreeMap::new(),
             scrubbed: BTreeSet::new(),
         }
     }
 
+    /// Starts the threads of all cards; what they leave to do goes to `send`.
+    pub fn start(&mut self, send: Outbox) -> io::Result<()> {
+        let mut cards = self.devices.iter_mut().filter_map(|device| device.card.as_mut());
+        cards.try_for_each(|card| card.start(&send))?;
+        self.send = Some(send);
+        Ok(())
+    }
+
+    /// Ends the threads of all cards.
+    pub fn stop(&mut self) {
+        self.devices.iter_mut().filter_map(|device| device.card.as_mut()).for_each(Card::stop);
+    }
+
     /// Windows of NFIT units in which there is no device, or one that has departed.
     pub fn free_windows(&self) -> usize {
-        let there = self.devices.iter().filter(|device| device.state != MemoryState::Departed);
+        let there = self.devices.iter().filter(|device| device.state != DeviceState::Departed);
         let taken = there.filter(|device| device.pmem.via == Via::Nfit).count();
         self.windows.iter().filter(|window| window.via == Via::Nfit).count() - taken
     }
@@ -267,11 +296,28 @@ impl MemoryDevices {
 
     /// Tells every DIMM that its power will go.
     pub fn power_off(&self) {
-        for device in self.devices.iter().filter(|device| device.state == MemoryState::Present) {
+        for device in self.devices.iter().filter(|device| device.state == DeviceState::Present) {
             if let Err(error) = device.dimms.iter().try_for_each(|dimm| dimm.power_off()) {
                 tracing::error!(%error, device = device.id, "the next start will be told of an unsafe shutdown");
             }
         }
+    }
+
+    /// The unit of the device with this id, if it is a card that has not departed.
+    pub fn unit_of_card(&self, id: &str) -> Option<usize> {
+        let its = |device: &&Device| {
+            device.id == id && device.card.is_some() && device.state != DeviceState::Departed
+        };
+        self.devices.iter().find(its).map(|device| device.unit)
+    }
+
+    /// The ids of all devices, and the names of their buses.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.devices
+            .iter()
+            .flat_map(|device| [Some(&device.id), device.pmem.bus.as_ref()])
+            .flatten()
+            .map(String::as_str)
     }
 
     /// The first of p0, p1, … that no device has.
@@ -280,11 +326,6 @@ impl MemoryDevices {
             .map(|n| format!("p{n}"))
             .find(|id| self.devices.iter().all(|d| d.id != *id))
             .unwrap_or_default()
-    }
-
-    /// How an operation stands.
-    pub fn operation(&self, number: u64) -> Result<Operation, Error> {
-        self.operations.get(number)
     }
 
     fn describe(&self, device: &Device) -> MemoryDevice {
@@ -359,12 +400,12 @@ impl MemoryDevices {
     /// The device with this id, if it is present.
     pub(super) fn present(&self, id: &str) -> Result<&Device, Error> {
         let device = self.find(id)?;
-        if device.state == MemoryState::Present {
+        if device.state == DeviceState::Present {
             return Ok(device);
         }
         Err(Error::new(
             ErrorCode::WrongDeviceState,
-            format!("{id} is {}", state_name(device.state)),
+            format!("{id} is {}", device.state.name()),
             format!("insert a device in its place (at={id}), or name one that is present"),
         ))
     }
@@ -373,15 +414,6 @@ impl MemoryDevices {
 /// Bytes of a window.
 pub(super) fn length(window: &Window) -> u64 {
     window.range.end - window.range.start
-}
-
-/// The word for a state.
-pub(super) fn state_name(state: MemoryState) -> &'static str {
-    match state {
-        MemoryState::Present => "present",
-        MemoryState::Leaving => "leaving",
-        MemoryState::Departed => "departed",
-    }
 }
 
 /// Major and minor number of a kernel release such as `6.12.95+deb12-cloud-amd64`.

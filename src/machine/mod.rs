@@ -11,15 +11,19 @@ mod build;
 mod census;
 mod console;
 pub mod cpu;
+mod departing;
 mod dimm;
 mod disk;
+mod disk_plug;
 mod dma;
 mod errors;
 mod firmware;
+mod flush;
 mod injection;
 mod mce;
 mod media;
 mod memory;
+mod named;
 mod operations;
 mod outcome;
 mod pcie;
@@ -55,23 +59,23 @@ pub use self::build::{BuildError, Spec, tables};
 use self::console::LastWords;
 pub use self::console::{ConsoleLog, ConsoleSink};
 use self::cpu::{Cpu, CpuEnd, Left, Mailbox, Message};
-use self::memory::MemoryDevices;
+use self::departing::{Departing, Farewell};
 pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
-use self::plug::Farewell;
 pub use self::tell::GuestUnit;
 use self::tell::Ways;
 use crate::api::Executor;
 use crate::command::{
     Census, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest,
-    Operation, PoisonPlace, ProcessMemory, RemoveMode, Reply,
+    PoisonPlace, ProcessMemory, RemoveMode, Reply,
 };
 use crate::config;
 use crate::fault::Progress;
 use crate::host::usage::Usage;
-use crate::kvm::{Held, Stopped, VcpuView};
+use crate::kvm::{Held, Stopped};
 use crate::memory::host_fault;
 use crate::units::ByteRange;
+use crate::workers::Outbox;
 
 /// How often firmware events that the guest has not fetched are announced again: an edge is lost while the
 /// guest has the interrupt masked.
@@ -87,8 +91,8 @@ pub enum LoopError {
     #[error("Cannot set up the main loop")]
     Setup(#[source] io::Error),
     /// A thread could not be started.
-    #[error("Cannot start the threads of a disk")]
-    Disk(#[source] io::Error),
+    #[error("Cannot start the threads of a device")]
+    Workers(#[source] io::Error),
     /// A thread could not be started.
     #[error("Cannot start the thread of vCPU {cpu}")]
     Thread {
@@ -310,7 +314,9 @@ impl Machine {
         }
         let _told = host_fault::tell(self.handle.wake.as_raw_fd());
         let mailbox = self.mailbox.clone();
-        self.built.disks.start(move |effects| mailbox.again_all(effects)).map_err(LoopError::Disk)?;
+        let send = Outbox::new(move |effects| mailbox.again_all(effects));
+        self.built.disks.start(send.clone()).map_err(LoopError::Workers)?;
+        self.built.memory.start(send).map_err(LoopError::Workers)?;
         self.start_vcpus()?;
         self.state = MachineState::Running;
         self.events.publish(Event::MachineStarted { vcpus: self.config.cpus });
@@ -347,12 +353,13 @@ impl Machine {
     }
 
     /// When a removal is overdue. A guest that is paused can do nothing about it.
-    fn removal_deadline(&self) -> Option<Instant> {
-        self.built.memory.next_deadline().filter(|_| self.state == MachineState::Running)
+    fn removal_deadline(&mut self) -> Option<Instant> {
+        let deadlines = [self.built.memory.next_deadline(), self.built.disks.next_deadline()];
+        deadlines.into_iter().flatten().min().filter(|_| self.state == MachineState::Running)
     }
 
     /// Milliseconds until a removal is overdue or a scrub stops, -1 if there is neither.
-    fn until_deadline(&self) -> i32 {
+    fn until_deadline(&mut self) -> i32 {
         let deadline = self.removal_deadline().into_iter().chain(self.built.memory.next_scrub_end()).min();
         deadline.map_or(-1, |deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -391,7 +398,10 @@ impl Machine {
         let mut effects = Effects::new();
         self.built.memory.announce_scrubs(&self.built.platform);
         if self.removal_deadline().is_some_and(|deadline| deadline <= Instant::now()) {
-            self.stopped(|built, ways, held| built.memory.overdue(held, ways));
+            self.stopped(|built, ways, _| {
+                built.memory.overdue(ways);
+                built.disks.overdue(ways);
+            });
         }
         while let Ok(message) = self.messages.try_recv() {
             match message {
@@ -453,7 +463,7 @@ impl Machine {
                 None
             }
             Effect::Slot { port, change } => {
-                self.stopped(|built, ways, held| built.memory.slot_changed(held, ways, port, change));
+                self.stopped(|built, ways, held| built.slot_changed(held, ways, port, change));
                 None
             }
             Effect::Notify(event) => {
@@ -610,13 +620,22 @@ impl Machine {
                 self.mailbox.again_all(effects);
                 reply
             }
-            Command::ShowOperation { operation } => memory.operation(*operation).map(Reply::Operation),
+            Command::Flush { device, change } => {
+                let mut effects = Effects::new();
+                let reply = memory.flushes(device, change, &mut effects).map(Reply::Flush);
+                self.mailbox.again_all(effects);
+                reply
+            }
+            Command::ShowOperation { operation } => {
+                self.built.operations.get(*operation).map(Reply::Operation)
+            }
             Command::Quit => Ok(Reply::Done),
             Command::PoisonAdd { .. }
             | Command::PoisonPlace { .. }
             | Command::PoisonClear { .. }
             | Command::Remove { .. }
             | Command::Insert { .. }
+            | Command::InsertDisk { .. }
             | Command::Census { .. }
             | Command::PowerCut(_)
             | Command::Pause
@@ -638,11 +657,10 @@ impl Machine {
             }
             Command::Remove { device, mode, via, timeout } => {
                 let farewell = Farewell { mode, via, patience: timeout.map(|timeout| timeout.0) };
-                memory.remove(held, &self.ways, &device, farewell).map(Reply::Operation)
+                self.built.remove(held, &self.ways, &device, farewell).map(Reply::Operation)
             }
-            Command::Insert { pmem } => {
-                insert(held, memory, &self.ways, &self.built.views, &pmem).map(Reply::Operation)
-            }
+            Command::Insert { pmem } => self.built.insert(held, &self.ways, &pmem).map(Reply::Operation),
+            Command::InsertDisk { disk } => self.built.insert_disk(&disk).map(Reply::Operation),
             Command::Census { device } => {
                 memory.census(held, &self.built.views, &device).map(|census| Reply::Census(Box::new(census)))
             }
@@ -691,6 +709,7 @@ impl Machine {
             }
         }
         self.built.disks.stop();
+        self.built.memory.stop();
         if cause != Cause::PowerOff {
             self.built.boot_errors.keep_machine_checks(&left, SystemTime::now());
         }
@@ -748,22 +767,6 @@ pub enum MachineError {
     /// It could not run.
     #[error(transparent)]
     Loop(#[from] LoopError),
-}
-
-fn insert(
-    held: &Held,
-    memory: &mut MemoryDevices,
-    ways: &Ways,
-    vcpus: &[VcpuView],
-    pmem: &config::Pmem,
-) -> Result<Operation, Error> {
-    let mut pmem = pmem.clone();
-    if pmem.id.is_empty() {
-        pmem.id = memory.free_id();
-    }
-    config::validate_insert(&pmem, &[])?;
-    let (checked, _) = pmem.check_host()?;
-    memory.insert(held, ways, vcpus, &pmem, checked)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -16,6 +16,7 @@ use aconite_devices::pci::{ConfigError, DevFn, PciError, PciRoot, RootPort, Shar
 use aconite_devices::virtio::{QueueHandler, VirtioDevice, VirtioPci};
 use thiserror::Error;
 
+use crate::command::{Error, ErrorCode, RemoveMode};
 use crate::config::MAX_PORTS;
 
 /// The first port is this device on the root bus, behind the host bridge and the console.
@@ -42,9 +43,20 @@ pub enum PcieError {
     },
 }
 
+/// What a card is to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CardKind {
+    /// A memory device.
+    Memory,
+    /// A disk.
+    Disk,
+}
+
 /// What goes into a slot.
 #[derive(Clone)]
 pub struct Card {
+    /// What it is.
+    pub kind: CardKind,
     /// The device's id, as the API has it.
     pub id: String,
     /// Its name in effects, from [`Pcie::name_card`].
@@ -58,11 +70,12 @@ pub struct Card {
 impl Card {
     /// A virtio device that was wired with the name `device`.
     pub fn virtio<D: VirtioDevice + 'static>(
+        kind: CardKind,
         id: &str,
         device: DeviceId,
         function: Arc<Mutex<VirtioPci<D>>>,
     ) -> Self {
-        Self { id: id.to_owned(), device, function: function.clone(), queues: function }
+        Self { kind, id: id.to_owned(), device, function: function.clone(), queues: function }
     }
 }
 
@@ -76,8 +89,10 @@ struct Port {
     device: DeviceId,
     function: Arc<Mutex<RootPort>>,
     card: Option<Card>,
-    /// Whose card was pulled out of it while the guest has not let go of it.
-    leaving: Option<String>,
+    /// What was in it before.
+    former: Option<(CardKind, String)>,
+    /// The guest has not let go of what was pulled out of it.
+    leaving: bool,
 }
 
 /// The ports of a machine, in the order of their slots.
@@ -107,14 +122,9 @@ impl Pcie {
             let device = DeviceId(PORT_IDS + u32::from(index));
             let function = Arc::new(Mutex::new(RootPort::new(device, kind, index + 1, msi.clone())?));
             root.insert(None, DevFn::new(FIRST_DEVICE + index, 0), device, function.clone())?;
-            made.push(Port { device, function, card: None, leaving: None });
+            made.push(Port { device, function, card: None, former: None, leaving: false });
         }
         Ok(Self { root, kind, ports: made, cards: 0 })
-    }
-
-    /// What the slots have.
-    pub fn kind(&self) -> SlotKind {
-        self.kind
     }
 
     /// A name for a card that is to be made.
@@ -133,19 +143,32 @@ impl Pcie {
     /// # Errors
     /// [`PcieError::NoPort`].
     pub fn install(&mut self, card: Card) -> Result<(), PcieError> {
-        let port = self.take_port(card)?;
+        let port = self.take_port(card, None)?;
         lock(&port.function).occupy_at_start();
         let device = port.device;
         self.root.refresh(device);
         Ok(())
     }
 
-    /// Puts a card into a free slot and presses the slot's button, if it has one.
+    /// The place of the slot that has the card of `id`, or had it last.
+    pub fn place_of(&self, kind: CardKind, id: &str) -> Option<usize> {
+        let had = |port: &Port| {
+            port.has(id) || port.former.as_ref().is_some_and(|former| *former == (kind, id.to_owned()))
+        };
+        self.ports.iter().position(had)
+    }
+
+    /// Whether the slot in a place takes a card now.
+    pub fn free(&self, place: usize) -> bool {
+        self.ports.get(place).is_some_and(Port::free)
+    }
+
+    /// Puts a card into the slot in `place`, or the first free one, and presses the slot's button, if it has one.
     ///
     /// # Errors
     /// [`PcieError::NoPort`].
-    pub fn insert(&mut self, card: Card) -> Result<(), PcieError> {
-        let port = self.take_port(card)?;
+    pub fn insert(&mut self, card: Card, place: Option<usize>) -> Result<(), PcieError> {
+        let port = self.take_port(card, place)?;
         {
             let mut function = lock(&port.function);
             function.set_occupied(true);
@@ -154,6 +177,21 @@ impl Pcie {
         let device = port.device;
         self.root.refresh(device);
         Ok(())
+    }
+
+    /// Whether the card of `id` can go in this mode.
+    ///
+    /// # Errors
+    /// Its slot has no button by which the guest could be asked.
+    pub fn check_button(&self, id: &str, mode: RemoveMode) -> Result<(), Error> {
+        match (mode, self.kind) {
+            (RemoveMode::Eject, SlotKind::Plain) => Err(Error::new(
+                ErrorCode::NotSupported,
+                format!("The slot of {id} has no button by which the guest could be asked"),
+                "pull it (surprise), or start the machine with --slots button=on",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Presses the button of the slot with the card of `id`: the guest is asked to let go of it.
@@ -168,7 +206,8 @@ impl Pcie {
     pub fn pull(&mut self, id: &str) {
         let Some(port) = self.ports.iter_mut().find(|port| port.has(id)) else { return };
         let Some(card) = port.card.take() else { return };
-        port.leaving = Some(card.id.clone());
+        port.former = Some((card.kind, card.id.clone()));
+        port.leaving = true;
         lock(&port.function).set_occupied(false);
         let device = port.device;
         self.root.refresh(device);
@@ -178,14 +217,15 @@ impl Pcie {
     /// The guest has let go of the card that was pulled out of the slot of `port`.
     pub fn let_go(&mut self, port: DeviceId) {
         if let Some(port) = self.ports.iter_mut().find(|found| found.device == port) {
-            port.leaving = None;
+            port.leaving = false;
         }
     }
 
     /// The device that a change of the slot of `port` is about: the one in it, or the one that was pulled last.
-    pub fn about(&self, port: DeviceId) -> Option<&str> {
+    pub fn about(&self, port: DeviceId) -> Option<(CardKind, String)> {
         let port = self.ports.iter().find(|found| found.device == port)?;
-        port.leaving.as_deref().or(port.card.as_ref().map(|card| card.id.as_str()))
+        let left = port.former.clone().filter(|_| port.leaving);
+        left.or_else(|| port.card.as_ref().map(|card| (card.kind, card.id.clone())))
     }
 
     /// Whether the card of `id` has power and a link.
@@ -199,8 +239,10 @@ impl Pcie {
         cards.find(|card| card.device == device).map(|card| card.queues.clone())
     }
 
-    fn take_port(&mut self, card: Card) -> Result<&mut Port, PcieError> {
-        let Some(port) = self.ports.iter_mut().find(|port| port.free()) else {
+    fn take_port(&mut self, card: Card, place: Option<usize>) -> Result<&mut Port, PcieError> {
+        let mut ports = self.ports.iter_mut().enumerate();
+        let free = ports.find(|(at, port)| port.free() && place.is_none_or(|place| place == *at));
+        let Some((_, port)) = free else {
             return Err(PcieError::NoPort { id: card.id });
         };
         self.root.insert(Some(port.device), DevFn::new(0, 0), card.device, card.function.clone())?;
@@ -211,7 +253,7 @@ impl Pcie {
 
 impl Port {
     fn free(&self) -> bool {
-        self.card.is_none() && self.leaving.is_none()
+        self.card.is_none() && !self.leaving
     }
 
     fn has(&self, id: &str) -> bool {

@@ -1,38 +1,27 @@
 //! Devices go and come: what the machine does in each step of a removal, and where an arrival goes.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use aconite_acpi::platform::notify;
 use aconite_acpi::platform::unit::OsStatus;
-use aconite_devices::bus::{Effects, lock};
-use aconite_devices::pci::SlotKind;
-use aconite_devices::virtio::QueueHandler;
+use aconite_devices::bus::lock;
 
 use super::arrival::{Arrival, NotAdded, When};
 use super::chain;
-use super::memory::{Device, MemoryDevices, MemoryError, length, persistence, state_name};
-use super::removal::{Action, Happening, PATIENCE, Removal, unasked};
+use super::departing::{Departing, Farewell, Member};
+use super::memory::{Device, MemoryDevices, MemoryError, length, persistence};
+use super::operations::Operations;
+use super::removal::{Happening, Removal, unasked};
 use super::tell::{Heard, Ways};
 use crate::command::{
-    CENSUS_LISTED_IN_EVENT, Error, ErrorCode, Event, MemoryState, Operation, OperationState, RemovalStep,
+    CENSUS_LISTED_IN_EVENT, DeviceState, Error, ErrorCode, Event, EventBus, Operation, RemovalStep,
     RemoveMode,
 };
 use crate::config::{Channel, CheckedPmem, Place, Pmem, Via, validate_bus};
 use crate::kvm::{Held, VcpuView};
 use crate::memory::MapError;
 use crate::memory::backing::BackingError;
-
-/// A request to take a device away.
-#[derive(Clone, Copy, Debug)]
-pub struct Farewell {
-    /// Whether the guest is asked.
-    pub mode: RemoveMode,
-    /// By which channel; `None` is the device's own.
-    pub via: Option<Channel>,
-    /// How long the guest may take; `None` is [`PATIENCE`].
-    pub patience: Option<Duration>,
-}
 
 impl MemoryDevices {
     /// Begins to take a device away.
@@ -44,33 +33,19 @@ impl MemoryDevices {
         farewell: Farewell,
     ) -> Result<Operation, Error> {
         let device = self.leaving(id)?;
-        let unit = device.unit;
-        let overtakes = farewell.mode == RemoveMode::Surprise
-            && self.removals.get(&unit).is_some_and(|removal| removal.mode == RemoveMode::Eject);
-        if !overtakes {
-            self.present(&device.id)?;
+        let (unit, own_channel) = (device.unit, device.channel);
+        let device_id = device.id.clone();
+        if !self.overtakes(&unit, farewell.mode) {
+            self.present(&device_id)?;
         }
-        let channel = farewell.via.unwrap_or(device.channel);
+        let device = self.find(&device_id)?;
+        let channel = farewell.via.unwrap_or(own_channel);
         if channel == Channel::None {
             return Err(self.no_channel(device));
         }
         ways.check(channel)?;
         self.check_way(device, channel, farewell.mode)?;
-        if farewell.mode == RemoveMode::Surprise {
-            self.take_memory(unit).map_err(host_limit)?;
-        }
-        if overtakes {
-            self.hear(ways, unit, Happening::Overtaken);
-        }
-        let mut operation = operation("remove", id, channel);
-        operation.mode = Some(farewell.mode);
-        let operation = self.operations.begin(operation);
-        let patience = farewell.patience.unwrap_or(PATIENCE);
-        let (removal, actions) =
-            Removal::begin(id, operation.operation, farewell.mode, channel, patience, Instant::now());
-        self.removals.insert(unit, removal.clone());
-        self.carry_out(ways, unit, Some(&removal), actions);
-        self.operations.get(operation.operation)
+        self.begin(ways, &unit, id, channel, farewell)
     }
 
     /// The device whose unit is to go: the one with this id, or any one on the bus with this name. Devices of a bus go
@@ -94,7 +69,7 @@ impl MemoryDevices {
 
     /// The devices of a unit that have not departed.
     pub(super) fn of_unit(&self, unit: usize) -> impl Iterator<Item = &Device> {
-        self.devices.iter().filter(move |d| d.unit == unit && d.state != MemoryState::Departed)
+        self.devices.iter().filter(move |d| d.unit == unit && d.state != DeviceState::Departed)
     }
 
     /// The guest has ejected unit `unit`; its firmware has already let go of it.
@@ -102,9 +77,9 @@ impl MemoryDevices {
         let unit = unit as usize;
         let how = "the guest evaluated _EJ0".to_owned();
         if self.removals.contains_key(&unit) {
-            self.hear(ways, unit, Happening::LetGo(how));
-        } else if self.devices.iter().any(|d| d.unit == unit && d.state == MemoryState::Present) {
-            self.carry_out(ways, unit, None, unasked(how));
+            self.hear(ways, &unit, Happening::LetGo(how));
+        } else if self.devices.iter().any(|d| d.unit == unit && d.state == DeviceState::Present) {
+            self.carry_out(ways, &unit, None, unasked(how));
         }
     }
 
@@ -132,102 +107,15 @@ impl MemoryDevices {
             }
             _ => Happening::Refused(format!("{} (_OST {:#x})", status.words(), status.status)),
         };
-        self.hear(ways, unit, happening);
+        self.hear(ways, &unit, happening);
     }
 
     /// Something was heard by another thread.
     pub fn heard(&mut self, _held: &Held, ways: &Ways, heard: Heard) {
         match heard {
-            Heard::Removal { operation, happening } => {
-                let its = |(_, removal): &(&usize, &Removal)| removal.operation == operation;
-                // It may have been overtaken, or be overdue.
-                if let Some((&unit, _)) = self.removals.iter().find(its) {
-                    self.hear(ways, unit, happening);
-                }
-            }
-            Heard::Inserted { operation, error } => self.end(operation, error),
-        }
-    }
-
-    /// When the next removal is overdue.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.removals.values().map(|removal| removal.deadline).min()
-    }
-
-    /// Ends the removals that are overdue.
-    pub fn overdue(&mut self, _held: &Held, ways: &Ways) {
-        let now = Instant::now();
-        let late: Vec<usize> = self
-            .removals
-            .iter()
-            .filter(|(_, removal)| removal.deadline <= now)
-            .map(|(unit, _)| *unit)
-            .collect();
-        for unit in late {
-            self.hear(ways, unit, Happening::Overdue);
-        }
-    }
-
-    /// Something is heard of the removal of what is in `unit`.
-    pub(super) fn hear(&mut self, ways: &Ways, unit: usize, happening: Happening) {
-        let Some(mut removal) = self.removals.remove(&unit) else { return };
-        let actions = removal.on(happening);
-        let ends = matches!(actions.last(), Some(Action::End(_)));
-        if !ends {
-            self.removals.insert(unit, removal.clone());
-        }
-        self.carry_out(ways, unit, Some(&removal), actions);
-    }
-
-    /// Does what a step of a removal consists of.
-    pub(super) fn carry_out(
-        &mut self,
-        ways: &Ways,
-        unit: usize,
-        removal: Option<&Removal>,
-        actions: Vec<Action>,
-    ) {
-        let ids: Vec<_> = self.of_unit(unit).map(|device| (device.id.clone(), device.channel)).collect();
-        let ranges: Vec<_> = self.of_unit(unit).map(|device| device.region.range()).collect();
-        for action in actions {
-            match action {
-                Action::Step(step, detail) => {
-                    for (id, own_channel) in &ids {
-                        self.events.publish(Event::Removal {
-                            device: id.clone(),
-                            operation: removal.map_or(0, |removal| removal.operation),
-                            step,
-                            mode: removal.map_or(RemoveMode::Eject, |removal| removal.mode),
-                            channel: removal.map_or(*own_channel, |removal| removal.channel),
-                            detail: detail.clone(),
-                        });
-                    }
-                }
-                Action::TakeMemory => {
-                    if let Err(error) = self.take_memory(unit) {
-                        tracing::error!(%error, unit, "memory that the guest has given back stays within reach");
-                        for device in
-                            self.devices.iter_mut().filter(|d| ids.iter().any(|(id, _)| *id == d.id))
-                        {
-                            device.state = MemoryState::Present;
-                        }
-                        self.end_removal(removal, Some(host_limit(error)));
-                        return;
-                    }
-                }
-                Action::TellGuest => {
-                    if let Some(removal) = removal {
-                        ways.tell_removal(removal, unit, ranges.clone());
-                    }
-                }
-                Action::State(state) => {
-                    for device in self.devices.iter_mut().filter(|d| ids.iter().any(|(id, _)| *id == d.id)) {
-                        device.state = state;
-                        device.left_by = removal.map(|removal| removal.channel);
-                    }
-                }
-                Action::End(error) => self.end_removal(removal, error),
-            }
+            // It may have been overtaken, or be overdue.
+            Heard::Removal { operation, happening } => self.hear_of(ways, operation, happening),
+            Heard::Inserted { operation, error } => self.operations.end(&self.events, operation, error),
         }
     }
 
@@ -244,42 +132,9 @@ impl MemoryDevices {
                 format!("{id} is a virtio-pmem device, and goes through its PCI Express port"),
                 "name via=pcie, or leave it out",
             ),
-            (Via::Virtio, _) if mode == RemoveMode::Eject && lock(&self.pcie).kind() == SlotKind::Plain => {
-                wrong(
-                    format!("The slot of {id} has no button by which the guest could be asked"),
-                    "pull it (surprise), or start the machine with --slots button=on",
-                )
-            }
+            (Via::Virtio, _) => lock(&self.pcie).check_button(id, mode),
             _ => Ok(()),
         }
-    }
-
-    /// Puts a unit's memory out of everybody's reach, with whatever it is reached by. No vCPU runs: nobody sees in which
-    /// order.
-    fn take_memory(&self, unit: usize) -> Result<(), MapError> {
-        for device in self.of_unit(unit) {
-            // What was asked of a card before is done.
-            if let Some(card) = &device.card {
-                lock(&card.0).process_queue(0, &mut Effects::new());
-            }
-            self.space.depart(&device.region)?;
-            if device.card.is_some() {
-                lock(&self.pcie).pull(&device.id);
-            }
-        }
-        self.units.remove(unit as u32);
-        Ok(())
-    }
-
-    fn end_removal(&mut self, removal: Option<&Removal>, error: Option<Error>) {
-        if let Some(removal) = removal {
-            self.end(removal.operation, error);
-        }
-    }
-
-    fn end(&mut self, operation: u64, error: Option<Error>) {
-        self.operations.finish(operation, error.clone());
-        self.events.publish(Event::OperationFinished { operation, error });
     }
 
     /// Puts a device into a free window, or in place of a departed one.
@@ -300,11 +155,11 @@ impl MemoryDevices {
         let in_use = |device: &Device| {
             Error::new(
                 ErrorCode::IdInUse,
-                format!("The id {:?} is that of a {} device", pmem.id, state_name(device.state)),
+                format!("The id {:?} is that of a {} device", pmem.id, device.state.name()),
                 "choose another id",
             )
         };
-        if let Some(device) = named.filter(|d| d.state != MemoryState::Departed) {
+        if let Some(device) = named.filter(|d| d.state != DeviceState::Departed) {
             return Err(in_use(device));
         }
         let window = self.place(pmem, size)?;
@@ -325,7 +180,7 @@ impl MemoryDevices {
         let channel =
             if unbound { Channel::Agent } else { pmem.channel.unwrap_or(self.default_channel(pmem.via)) };
         ways.check(channel)?;
-        let operation = self.operations.begin(operation("insert", &pmem.id, channel));
+        let operation = self.operations.begin(Operation::new("insert", &pmem.id, channel));
         if let Some(old) = self.devices.iter().position(|d| d.window == window) {
             let old = self.devices.remove(old);
             self.clear_window(&old, operation.operation, &pmem.id);
@@ -352,19 +207,19 @@ impl MemoryDevices {
         self.events.publish(Event::Inserted {
             device: pmem.id.clone(),
             operation: operation.operation,
-            gpa: self.windows[window].range.start.into(),
+            gpa: Some(self.windows[window].range.start.into()),
             size,
         });
         if joined.is_some() {
             ways.tell_joined(unit);
-            self.end(operation.operation, None);
+            self.operations.end(&self.events, operation.operation, None);
         } else if ways.tell_insertion(
             operation.operation,
             channel,
             unit,
             vec![self.windows[window].range.clone()],
         ) {
-            self.end(operation.operation, None);
+            self.operations.end(&self.events, operation.operation, None);
         }
         self.operations.get(operation.operation)
     }
@@ -373,10 +228,10 @@ impl MemoryDevices {
     fn joined_unit(&self, pmem: &Pmem) -> Result<Option<usize>, Error> {
         let Some(bus) = &pmem.bus else { return Ok(None) };
         let there =
-            |device: &&Device| device.pmem.bus.as_ref() == Some(bus) && device.state != MemoryState::Departed;
+            |device: &&Device| device.pmem.bus.as_ref() == Some(bus) && device.state != DeviceState::Departed;
         let Some(first) = self.devices.iter().find(there) else { return Ok(None) };
         let unit = first.unit;
-        if first.state == MemoryState::Leaving {
+        if first.state == DeviceState::Leaving {
             return Err(Error::new(
                 ErrorCode::WrongDeviceState,
                 format!("Bus {bus} is leaving"),
@@ -442,7 +297,7 @@ impl MemoryDevices {
     fn free_window(&self, pmem: &Pmem, size: u64) -> Option<usize> {
         let fits = |window: &usize| self.fits(*window, pmem, size).is_ok();
         let untouched = |window: &usize| self.devices.iter().all(|d| d.window != *window);
-        let departed = self.devices.iter().filter(|d| d.state == MemoryState::Departed).map(|d| d.window);
+        let departed = self.devices.iter().filter(|d| d.state == DeviceState::Departed).map(|d| d.window);
         (0..self.windows.len()).filter(untouched).chain(departed).find(fits)
     }
 
@@ -534,15 +389,48 @@ impl MemoryDevices {
     }
 }
 
-fn operation(kind: &str, device: &str, channel: Channel) -> Operation {
-    Operation {
-        operation: 0,
-        kind: kind.to_owned(),
-        device: device.to_owned(),
-        state: OperationState::Running,
-        mode: None,
-        channel: Some(channel),
-        error: None,
+impl Departing for MemoryDevices {
+    /// A unit: its memory goes together.
+    type Key = usize;
+
+    fn removals(&mut self) -> &mut BTreeMap<usize, Removal> {
+        &mut self.removals
+    }
+
+    fn operations(&self) -> &Operations {
+        &self.operations
+    }
+
+    fn events(&self) -> &EventBus {
+        &self.events
+    }
+
+    fn members(&self, unit: &usize) -> Vec<Member> {
+        self.of_unit(*unit).map(|device| (device.id.clone(), device.channel)).collect()
+    }
+
+    fn take(&mut self, unit: &usize) -> Result<(), Error> {
+        for device in self.of_unit(*unit) {
+            self.space.depart(&device.region).map_err(host_limit)?;
+            if let Some(card) = &device.card {
+                // Before the link goes down, which resets what is behind it.
+                card.depart();
+                lock(&self.pcie).pull(&device.id);
+            }
+        }
+        self.units.remove(*unit as u32);
+        Ok(())
+    }
+
+    fn tell(&self, ways: &Ways, unit: &usize, removal: &Removal) {
+        ways.tell_removal(removal, *unit, self.of_unit(*unit).map(|device| device.region.range()).collect());
+    }
+
+    fn note(&mut self, members: &[Member], state: DeviceState, by: Option<Channel>) {
+        for device in self.devices.iter_mut().filter(|d| members.iter().any(|(id, _)| *id == d.id)) {
+            device.state = state;
+            device.left_by = by;
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Loss of power.
 
 use super::memory::MemoryDevices;
-use crate::command::{DeviceLoss, Error, ErrorCode, Event, MemoryState, PowerCut, PowerLoss};
+use crate::command::{DeviceLoss, Error, ErrorCode, Event, DeviceState, PowerCut, PowerLoss};
 use crate::kvm::Held;
 
 impl MemoryDevices {
@@ -10,7 +10,7 @@ impl MemoryDevices {
     /// The machine must not run any more.
     pub fn cut(&self, _held: &Held, cut: PowerCut) -> Result<PowerLoss, Error> {
         let mut devices = Vec::new();
-        for device in self.devices.iter().filter(|device| device.state != MemoryState::Departed) {
+        for device in self.devices.iter().filter(|device| device.state != DeviceState::Departed) {
             let loss = device.region.cut(cut.survivors()).map_err(|error| {
                 Error::new(
                     ErrorCode::Internal,

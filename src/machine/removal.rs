@@ -1,4 +1,4 @@
-//! The removal of a memory device, as a state machine.
+//! The removal of a device, as a state machine.
 //!
 //! A removal begins with a request and goes on with what is heard of the guest ([`Happening`]): over which channel the
 //! guest is told and heard is not known here. Each answer is a list of [`Action`]s, which the machine carries out in
@@ -13,13 +13,13 @@
 //!                                                              └─ timed out ─ departed
 //! ```
 //!
-//! Memory that went by surprise is gone whatever the guest does about it: when it refuses or does not answer, the
+//! What went by surprise is gone whatever the guest does about it: when it refuses or does not answer, the
 //! operation fails, and the device has departed all the same. Id and address are free with the step `departed`, and
 //! not before. A surprise overtakes an orderly removal that is under way.
 
 use std::time::{Duration, Instant};
 
-use crate::command::{Error, ErrorCode, MemoryState, RemovalStep, RemoveMode};
+use crate::command::{DeviceState, Error, ErrorCode, RemovalStep, RemoveMode};
 use crate::config::Channel;
 
 /// How long a guest may take unless the request says otherwise.
@@ -36,7 +36,7 @@ pub enum Happening {
     LetGo(String),
     /// The deadline has passed.
     Overdue,
-    /// The memory was taken away by surprise meanwhile.
+    /// The device was taken away by surprise meanwhile.
     Overtaken,
 }
 
@@ -45,12 +45,12 @@ pub enum Happening {
 pub enum Action {
     /// Tell of a step.
     Step(RemovalStep, Option<String>),
-    /// Put the memory out of everybody's reach.
-    TakeMemory,
+    /// Put the device out of everybody's reach.
+    Take,
     /// Tell the guest, over the removal's channel.
     TellGuest,
     /// The device is in this state now.
-    State(MemoryState),
+    State(DeviceState),
     /// The operation has ended, with an error or without.
     End(Option<Error>),
 }
@@ -89,10 +89,10 @@ impl Removal {
         let removal = Self { device, operation, mode, channel, deadline, patience, working: false };
         let mut actions = vec![Action::Step(RemovalStep::Requested, None)];
         if mode == RemoveMode::Surprise {
-            actions.extend([Action::TakeMemory, Action::Step(RemovalStep::Surprised, None)]);
+            actions.extend([Action::Take, Action::Step(RemovalStep::Surprised, None)]);
         }
         actions.extend([
-            Action::State(MemoryState::Leaving),
+            Action::State(DeviceState::Leaving),
             Action::TellGuest,
             Action::Step(RemovalStep::Notified, None),
         ]);
@@ -115,7 +115,7 @@ impl Removal {
             }
             Happening::LetGo(how) if surprise => departed(Some(how), None),
             Happening::LetGo(how) => {
-                let mut actions = vec![Action::Step(RemovalStep::Ejected, Some(how)), Action::TakeMemory];
+                let mut actions = vec![Action::Step(RemovalStep::Ejected, Some(how)), Action::Take];
                 actions.extend(departed(None, None));
                 actions
             }
@@ -141,7 +141,7 @@ impl Removal {
         if self.mode == RemoveMode::Surprise {
             actions.extend(departed(None, Some(error)));
         } else {
-            actions.extend([Action::State(MemoryState::Present), Action::End(Some(error))]);
+            actions.extend([Action::State(DeviceState::Present), Action::End(Some(error))]);
         }
         actions
     }
@@ -169,7 +169,7 @@ impl Removal {
 
     fn gone(&self) -> &'static str {
         match self.mode {
-            RemoveMode::Surprise => "; its memory is gone all the same",
+            RemoveMode::Surprise => "; it is gone all the same",
             RemoveMode::Eject => "",
         }
     }
@@ -179,15 +179,15 @@ impl Removal {
 pub fn unasked(how: String) -> Vec<Action> {
     vec![
         Action::Step(RemovalStep::Ejected, Some(how)),
-        Action::TakeMemory,
-        Action::State(MemoryState::Departed),
+        Action::Take,
+        Action::State(DeviceState::Departed),
         Action::Step(RemovalStep::Departed, None),
     ]
 }
 
 fn departed(detail: Option<String>, error: Option<Error>) -> Vec<Action> {
     vec![
-        Action::State(MemoryState::Departed),
+        Action::State(DeviceState::Departed),
         Action::Step(RemovalStep::Departed, detail),
         Action::End(error),
     ]

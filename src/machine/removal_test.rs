@@ -20,15 +20,15 @@ fn steps(actions: &[Action]) -> Vec<RemovalStep> {
 fn an_orderly_removal_takes_the_memory_when_the_guest_has_let_go() {
     let (mut removal, begun) = begin(RemoveMode::Eject);
     assert_eq!(steps(&begun), [RemovalStep::Requested, RemovalStep::Notified]);
-    assert!(!begun.contains(&Action::TakeMemory));
+    assert!(!begun.contains(&Action::Take));
     assert_eq!(steps(&removal.on(Happening::Working)), [RemovalStep::Quiescing]);
     assert_eq!(removal.on(Happening::Working), [], "it is told once");
     assert_eq!(
         removal.on(Happening::LetGo("_EJ0".into())),
         [
             Action::Step(RemovalStep::Ejected, Some("_EJ0".into())),
-            Action::TakeMemory,
-            Action::State(MemoryState::Departed),
+            Action::Take,
+            Action::State(DeviceState::Departed),
             Action::Step(RemovalStep::Departed, None),
             Action::End(None),
         ]
@@ -43,15 +43,15 @@ fn what_the_guest_does_not_give_stays_and_what_was_taken_is_gone() {
     ] {
         let end = begin(RemoveMode::Eject).0.on(happening.clone());
         assert_eq!(steps(&end), [step]);
-        assert_eq!(end[1], Action::State(MemoryState::Present));
+        assert_eq!(end[1], Action::State(DeviceState::Present));
         assert!(matches!(&end[2], Action::End(Some(error)) if error.code == code), "{end:?}");
 
         let end = begin(RemoveMode::Surprise).0.on(happening);
         assert_eq!(steps(&end), [step, RemovalStep::Departed]);
-        assert_eq!(end[1], Action::State(MemoryState::Departed));
+        assert_eq!(end[1], Action::State(DeviceState::Departed));
         let Some(Action::End(Some(error))) = end.last() else { panic!("{end:?}") };
         assert_eq!(error.code, code);
-        assert!(error.message.ends_with("its memory is gone all the same"), "{error}");
+        assert!(error.message.ends_with("it is gone all the same"), "{error}");
     }
 }
 
@@ -65,7 +65,7 @@ fn times_beyond_any_clock_are_no_mistake() {
 /// One slot as the machine keeps it, and what its user could find out.
 #[derive(Debug)]
 struct Slot {
-    state: MemoryState,
+    state: DeviceState,
     reachable: bool,
     removal: Option<Removal>,
     /// Operations begun, and how each has ended.
@@ -79,19 +79,19 @@ impl Slot {
             match action {
                 Action::Step(step, _) => self.steps.push(*step),
                 Action::TellGuest => {}
-                Action::TakeMemory => {
+                Action::Take => {
                     assert!(self.reachable, "memory is taken once");
                     self.reachable = false;
                 }
                 Action::State(state) => {
                     assert_ne!(
                         (*state, self.reachable),
-                        (MemoryState::Departed, true),
+                        (DeviceState::Departed, true),
                         "free while reachable"
                     );
                     assert_ne!(
                         (*state, self.reachable),
-                        (MemoryState::Present, false),
+                        (DeviceState::Present, false),
                         "present without memory"
                     );
                     self.state = *state;
@@ -109,8 +109,8 @@ impl Slot {
         let overtakes = mode == RemoveMode::Surprise
             && self.removal.as_ref().is_some_and(|removal| removal.mode == RemoveMode::Eject);
         match self.state {
-            MemoryState::Present => {}
-            MemoryState::Leaving if overtakes => self.hear(Happening::Overtaken),
+            DeviceState::Present => {}
+            DeviceState::Leaving if overtakes => self.hear(Happening::Overtaken),
             _ => return,
         }
         let operation = self.ended.len() as u64;
@@ -123,7 +123,7 @@ impl Slot {
 
     fn hear(&mut self, happening: Happening) {
         let Some(mut removal) = self.removal.take() else {
-            if matches!(happening, Happening::LetGo(_)) && self.state == MemoryState::Present {
+            if matches!(happening, Happening::LetGo(_)) && self.state == DeviceState::Present {
                 self.carry_out(None, unasked("by itself".into()));
             }
             return;
@@ -135,10 +135,10 @@ impl Slot {
     }
 
     fn insert(&mut self) {
-        if self.state == MemoryState::Departed {
+        if self.state == DeviceState::Departed {
             assert!(!self.reachable && self.removal.is_none());
             self.steps.push(RemovalStep::Replaced);
-            (self.state, self.reachable) = (MemoryState::Present, true);
+            (self.state, self.reachable) = (DeviceState::Present, true);
         }
     }
 }
@@ -168,7 +168,7 @@ proptest! {
     #[test]
     fn no_order_of_events_leaves_a_slot_half_free(moves in prop::collection::vec(moves(), 0..200)) {
         let mut slot = Slot {
-            state: MemoryState::Present,
+            state: DeviceState::Present,
             reachable: true,
             removal: None,
             ended: Vec::new(),
@@ -182,12 +182,12 @@ proptest! {
                 Move::Insert => slot.insert(),
                 Move::Hear(happening) => slot.hear(happening),
             }
-            let left = usize::from(state != MemoryState::Departed && slot.state == MemoryState::Departed);
+            let left = usize::from(state != DeviceState::Departed && slot.state == DeviceState::Departed);
             prop_assert_eq!(departures(&slot) - before, left, "the step and the state are one");
-            prop_assert_eq!(slot.removal.is_some(), slot.state == MemoryState::Leaving);
+            prop_assert_eq!(slot.removal.is_some(), slot.state == DeviceState::Leaving);
             let open = slot.ended.iter().filter(|ended| ended.is_none()).count();
             prop_assert_eq!(open, usize::from(slot.removal.is_some()), "no operation is forgotten");
-            if slot.state == MemoryState::Present {
+            if slot.state == DeviceState::Present {
                 prop_assert!(slot.reachable);
             }
         }

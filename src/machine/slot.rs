@@ -8,36 +8,34 @@
 use aconite_devices::bus::{DeviceId, lock};
 use aconite_devices::pci::{Indicator, SlotChange};
 
-use super::memory::MemoryDevices;
+use super::build::Built;
+use super::departing::Departing;
+use super::pcie::CardKind;
 use super::removal::{Happening, Removal, unasked};
 use super::tell::Ways;
-use crate::command::{MemoryState, RemoveMode};
+use crate::command::RemoveMode;
 use crate::config::Channel;
 use crate::kvm::Held;
 
 const POWERED_OFF: &str = "the guest has switched the slot's power off";
 
-impl MemoryDevices {
+impl Built {
     /// The guest has changed something of the slot of `port`.
     pub fn slot_changed(&mut self, _held: &Held, ways: &Ways, port: DeviceId, change: SlotChange) {
-        let (id, answers) = {
+        let (kind, id, answers) = {
             let pcie = lock(&self.pcie);
-            let Some(id) = pcie.about(port).map(str::to_owned) else { return };
+            let Some((kind, id)) = pcie.about(port) else { return };
             let answers = pcie.answers(&id);
-            (id, answers)
+            (kind, id, answers)
         };
-        let Some(device) = self.devices.iter().find(|d| d.id == id && d.card.is_some()) else { return };
-        let (unit, state) = (device.unit, device.state);
-        match self.removals.get(&unit).filter(|removal| removal.channel == Channel::Pcie) {
-            Some(removal) => {
-                if let Some(happening) = happening(removal, change, answers) {
-                    self.hear(ways, unit, happening);
+        match kind {
+            CardKind::Disk if self.disks.has(&id) => changed(&mut self.disks, ways, &id, change, answers),
+            CardKind::Disk => {}
+            CardKind::Memory => {
+                if let Some(unit) = self.memory.unit_of_card(&id) {
+                    changed(&mut self.memory, ways, &unit, change, answers);
                 }
             }
-            None if state == MemoryState::Present && change == SlotChange::PowerOff && !answers => {
-                self.carry_out(ways, unit, None, unasked(POWERED_OFF.to_owned()));
-            }
-            None => {}
         }
         if matches!(change, SlotChange::PowerOff | SlotChange::PresenceSeen) {
             lock(&self.pcie).let_go(port);
@@ -45,7 +43,23 @@ impl MemoryDevices {
     }
 }
 
-/// What `change` says of a removal; `answers` says whether the card has power and a link by now.
+/// What a change of its slot means for a card that has not departed; `answers` says whether the card has power and a
+/// link by now.
+fn changed<D: Departing>(devices: &mut D, ways: &Ways, key: &D::Key, change: SlotChange, answers: bool) {
+    match devices.removals().get(key).filter(|removal| removal.channel == Channel::Pcie) {
+        Some(removal) => {
+            if let Some(happening) = happening(removal, change, answers) {
+                devices.hear(ways, key, happening);
+            }
+        }
+        None if change == SlotChange::PowerOff && !answers => {
+            devices.carry_out(ways, key, None, unasked(POWERED_OFF.to_owned()));
+        }
+        None => {}
+    }
+}
+
+/// What `change` says of a removal.
 fn happening(removal: &Removal, change: SlotChange, answers: bool) -> Option<Happening> {
     let orderly = removal.mode == RemoveMode::Eject;
     match change {

@@ -94,9 +94,15 @@ impl Ways {
                 };
                 Heard::Removal { operation, happening }
             }),
-            // Who pulls a card has told the guest by it.
-            Channel::Pcie if mode == RemoveMode::Eject => lock(&self.pcie).press_button(&removal.device),
-            Channel::Pcie | Channel::None => {}
+            Channel::Pcie => self.tell_card_removal(removal),
+            Channel::None => {}
+        }
+    }
+
+    /// Tells the guest that a card goes. Who pulls it has told the guest by it.
+    pub fn tell_card_removal(&self, removal: &Removal) {
+        if removal.mode == RemoveMode::Eject {
+            lock(&self.pcie).press_button(&removal.device);
         }
     }
 

@@ -1,26 +1,21 @@
-//! A virtio-pmem device over a memory device's region: the card that goes into a slot.
+//! A virtio-pmem device over a memory device's region: the card that goes into a slot, and the thread that flushes.
 
+use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use aconite_devices::bus::DeviceId;
+use aconite_devices::bus::{DeviceId, lock};
+use aconite_devices::clock::Clock;
 use aconite_devices::dma::Dma;
 use aconite_devices::irq::MsiSink;
 use aconite_devices::pci::PortType;
-use aconite_devices::virtio::pmem::{Medium, Pmem};
+use aconite_devices::virtio::pmem::{Job, Parts, Pmem, What, Witness};
 use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
 
-use crate::command::{Event, EventBus};
+use crate::command::{Event, EventBus, FlushOutcome};
 use crate::memory::Region;
-
-/// A virtio-pmem device.
-#[derive(Clone)]
-pub struct Function(pub Arc<Mutex<VirtioPci<Pmem>>>);
-
-impl std::fmt::Debug for Function {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Function").finish_non_exhaustive()
-    }
-}
+use crate::workers::{Outbox, Pool, Workers};
 
 /// What a device needs of the machine.
 #[derive(Clone)]
@@ -31,51 +26,110 @@ pub struct Surroundings {
     pub msi: Arc<dyn MsiSink>,
     /// Who is told of flushes.
     pub events: EventBus,
+    /// What delays are measured by.
+    pub clock: Clock,
 }
 
-impl std::fmt::Debug for Surroundings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Surroundings").field("dma", &self.dma).finish_non_exhaustive()
     }
 }
 
-/// The memory of a region as its device sees it.
-struct Flushed {
+/// A virtio-pmem device.
+pub struct Card {
+    /// Its function.
+    pub function: Arc<Mutex<VirtioPci<Pmem>>>,
     region: Arc<Region>,
+    events: EventBus,
+    workers: Workers<Job>,
+    pool: Option<Pool<Job>>,
+}
+
+impl fmt::Debug for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Card").finish_non_exhaustive()
+    }
+}
+
+impl Card {
+    /// The device of `region`, called `device` in effects. Its thread is still to be started.
+    pub fn new(
+        around: &Surroundings,
+        region: &Arc<Region>,
+        device: DeviceId,
+    ) -> Result<Self, TransportError> {
+        let workers = Workers::new(around.clock.clone());
+        let pmem = Pmem::new(Parts {
+            start: region.gpa(),
+            size: region.len(),
+            backend: Box::new(workers.clone()),
+            witness: Arc::new(Teller { device: region.name().to_owned(), events: around.events.clone() }),
+            clock: around.clock.clone(),
+        });
+        let wiring = Wiring {
+            id: device,
+            dma: around.dma.named(region.name()),
+            msi: around.msi.clone(),
+            express: Some(PortType::Endpoint),
+        };
+        let function = Arc::new(Mutex::new(VirtioPci::new(pmem, wiring)?));
+        Ok(Self { function, region: region.clone(), events: around.events.clone(), workers, pool: None })
+    }
+
+    /// Starts the thread that carries flushes out; what it leaves to do goes to `send`.
+    pub fn start(&mut self, send: &Outbox) -> io::Result<()> {
+        let (region, events) = (self.region.clone(), self.events.clone());
+        let perform = move |job: &Job| job.done(durable(&region, &events));
+        let name = format!("pmem-{}", self.region.name());
+        self.pool = Some(Pool::start(&name, self.workers.clone(), 1, &self.function, perform, send)?);
+        Ok(())
+    }
+
+    /// The device has gone: what the guest waits for is forgotten.
+    pub fn depart(&self) {
+        lock(&self.function).depart();
+    }
+
+    /// Ends its thread.
+    pub fn stop(&mut self) {
+        self.pool = None;
+    }
+}
+
+/// Flushes a region; whether everything is durable.
+fn durable(region: &Region, events: &EventBus) -> bool {
+    let done = region.flush();
+    if let Err(error) = &done {
+        tracing::error!(%error, device = region.name(), "data could not be written back");
+        events.publish(Event::DeviceError {
+            device: region.name().to_owned(),
+            message: format!("Flush failed: {error}"),
+        });
+    }
+    done.is_ok()
+}
+
+/// Who tells of a device's flushes.
+struct Teller {
+    device: String,
     events: EventBus,
 }
 
-impl Medium for Flushed {
-    fn flush(&mut self) -> bool {
-        let done = self.region.flush();
-        if let Err(error) = &done {
-            tracing::error!(%error, device = self.region.name(), "data could not be written back");
-            self.events.publish(Event::DeviceError {
-                device: self.region.name().to_owned(),
-                message: format!("Flush failed: {error}"),
-            });
-        }
-        done.is_ok()
+impl Witness for Teller {
+    fn tell(&self, request: u64, fault: u64, what: What) {
+        let device = self.device.clone();
+        let released = |how, after: Duration| {
+            let held_ns = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+            Event::FlushReleased { device: device.clone(), request, fault, how, held_ns }
+        };
+        self.events.publish(match what {
+            What::Held => Event::FlushHeld { device, request, fault },
+            What::Answered(durable) => Event::FlushCompleted { device, request, fault, durable },
+            What::Released { fail: false, after } => released(FlushOutcome::Complete, after),
+            What::Released { fail: true, after } => released(FlushOutcome::Fail, after),
+            What::Reset { after } => released(FlushOutcome::Drop, after),
+            What::Departed { after } => released(FlushOutcome::Depart, after),
+        });
     }
-
-    fn held(&mut self) {
-        self.events.publish(Event::FlushHeld { device: self.region.name().to_owned() });
-    }
-}
-
-/// The device of `region`, called `device` in effects.
-pub fn function(
-    around: &Surroundings,
-    region: &Arc<Region>,
-    device: DeviceId,
-) -> Result<Function, TransportError> {
-    let wiring = Wiring {
-        id: device,
-        dma: around.dma.named(region.name()),
-        msi: around.msi.clone(),
-        express: Some(PortType::Endpoint),
-    };
-    let medium = Flushed { region: region.clone(), events: around.events.clone() };
-    let pmem = Pmem::new(region.gpa(), region.len(), Box::new(medium));
-    Ok(Function(Arc::new(Mutex::new(VirtioPci::new(pmem, wiring)?))))
 }

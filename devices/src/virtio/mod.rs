@@ -12,17 +12,21 @@
 pub mod blk;
 mod common;
 pub mod console;
+mod faults;
 pub mod pmem;
 mod queue;
 mod transport;
+mod work;
 
 #[cfg(test)]
 mod testing;
 
 use crate::bus::Effects;
 
+pub use faults::{Armed, Fault, MAX_FAULTS};
 pub use queue::{Chain, QueueError, Queues, Segment};
 pub use transport::{NOTIFY_MULTIPLIER, TransportError, VirtioPci, Wiring};
+pub use work::{Backend, Worked};
 
 /// What a virtio device is, apart from how it is attached.
 pub trait VirtioDevice: Send {

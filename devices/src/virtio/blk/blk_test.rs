@@ -61,7 +61,7 @@ impl Storage for Store {
 #[derive(Clone, Default)]
 struct Later(Arc<Mutex<(Vec<Job>, Option<Duration>)>>);
 
-impl Backend for Later {
+impl Backend<Job> for Later {
     fn start(&mut self, job: Job) {
         self.0.lock().unwrap().0.push(job);
     }
@@ -474,6 +474,35 @@ fn a_reset_forgets_what_is_held_and_nothing_of_it_moves() {
     let dropped =
         bench.notes.0.lock().unwrap().iter().filter(|(_, w)| matches!(w, What::Dropped { .. })).count();
     assert_eq!(dropped, 2);
+}
+
+#[test]
+fn a_disk_that_departs_tells_of_each_request_and_moves_nothing_more() {
+    let mut bench = Bench::new();
+    let before = bench.sectors(0, SECTORS);
+    bench.write(0, 4, DATA, 512);
+    bench.arm(HOLD);
+    bench.read(1, 5, DATA + 0x1000, 512);
+    let memory = bench.driver.bytes(DATA, 0x2000);
+    bench.hand.advance(Duration::from_secs(3));
+    bench.driver.function.depart();
+    let gone = What::Dropped { end: End::Departed, after: Duration::from_secs(3) };
+    let told = bench
+        .notes
+        .0
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|(_, what)| *what == gone)
+        .map(|(n, _)| *n)
+        .collect::<Vec<_>>();
+    assert_eq!(told, [1, 2], "the one that met no fault, too");
+    assert_eq!(bench.driver.function.device().in_flight(), 0);
+    // A worker had the first one in its hands.
+    bench.work();
+    assert_eq!(bench.sectors(0, SECTORS), before);
+    assert_eq!(bench.driver.bytes(DATA, 0x2000), memory);
+    assert_eq!((bench.status(0), bench.status(1)), (0xff, 0xff));
 }
 
 #[test]

@@ -1,15 +1,11 @@
-//! Which requests of a disk do not go the straight way.
-//!
-//! A fault says what it is looking for and what it does; the first one that a request meets has it. Nothing here
-//! knows of queues or time: see [`super::Blk`].
+//! Which requests of a disk do not go the straight way, and what becomes of them. Nothing here knows of queues or time:
+//! see [`super::Blk`].
 
 use std::ops::Range;
 use std::time::Duration;
 
 use super::request::{Operation, Request, Status};
-
-/// Most faults that a disk has at a time.
-pub const MAX_FAULTS: usize = 64;
+use crate::virtio::faults;
 
 /// What a request must be. What is not said is of no concern.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,82 +105,8 @@ pub enum Action {
 }
 
 /// A fault.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// Which requests it is about.
-    pub pattern: Pattern,
-    /// How many of them are let through first.
-    pub skip: u64,
-    /// How many are then taken; all, if nothing is said. A fault that has had its number is gone.
-    pub count: Option<u64>,
-    /// What becomes of them.
-    pub action: Action,
-}
-
+pub type Fault = faults::Fault<Pattern, Action>;
 /// A fault of a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Armed {
-    /// Its number, from 1 on.
-    pub number: u64,
-    /// What it was given as.
-    pub fault: Fault,
-    /// How many requests it was about, up to now.
-    pub seen: u64,
-    /// How many of them it has had.
-    pub taken: u64,
-}
-
+pub type Armed = faults::Armed<Pattern, Action>;
 /// The faults of a disk.
-#[derive(Debug, Default)]
-pub(super) struct Faults {
-    armed: Vec<Armed>,
-    last: u64,
-}
-
-impl Faults {
-    /// Adds a fault behind those that there are; its number, or nothing if there are too many.
-    pub(super) fn arm(&mut self, fault: Fault) -> Option<u64> {
-        if self.armed.len() >= MAX_FAULTS {
-            return None;
-        }
-        self.last += 1;
-        self.armed.push(Armed { number: self.last, fault, seen: 0, taken: 0 });
-        Some(self.last)
-    }
-
-    /// Takes faults away for which `unwanted` says so; returns their numbers.
-    pub(super) fn disarm(&mut self, mut unwanted: impl FnMut(&Armed) -> bool) -> Vec<u64> {
-        let gone = self.armed.extract_if(.., |armed| unwanted(armed));
-        gone.map(|armed| armed.number).collect()
-    }
-
-    pub(super) fn armed(&self) -> &[Armed] {
-        &self.armed
-    }
-
-    /// What becomes of `request`: the number of the fault that it meets, and what that does.
-    pub(super) fn meet(
-        &mut self,
-        request: &Request,
-        persistent: impl Fn(u64, u64) -> bool,
-    ) -> Option<(u64, Action)> {
-        let mut met = None;
-        for (index, armed) in self.armed.iter_mut().enumerate() {
-            if !armed.fault.pattern.matches(request, &persistent) {
-                continue;
-            }
-            armed.seen += 1;
-            if armed.seen > armed.fault.skip {
-                armed.taken += 1;
-                met = Some((index, armed.number, armed.fault.action));
-                break;
-            }
-        }
-        let (index, number, action) = met?;
-        let armed = &self.armed[index];
-        if armed.fault.count.is_some_and(|count| armed.taken >= count) {
-            self.armed.remove(index);
-        }
-        Some((number, action))
-    }
-}
+pub(super) type Faults = faults::Faults<Pattern, Action>;

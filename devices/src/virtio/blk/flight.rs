@@ -18,9 +18,10 @@ use thiserror::Error;
 use super::faults::{Action, Faults, Order, Transfer};
 use super::job::{Done, Extent, Gate, Job};
 use super::request::{ID_LENGTH, Request, Status};
-use super::{Backend, Notice, What, Witness};
+use super::{End, Notice, What, Witness};
 use crate::clock::Clock;
 use crate::dma::{Dma, DmaView};
+use crate::virtio::work::Backend;
 
 /// How a request that was held goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,13 +137,18 @@ pub(super) struct Flights {
     finished: VecDeque<u64>,
     dma: Dma,
     gate: Gate,
-    backend: Box<dyn Backend>,
+    backend: Box<dyn Backend<Job>>,
     witness: Arc<dyn Witness>,
     clock: Clock,
 }
 
 impl Flights {
-    pub(super) fn new(dma: Dma, backend: Box<dyn Backend>, witness: Arc<dyn Witness>, clock: Clock) -> Self {
+    pub(super) fn new(
+        dma: Dma,
+        backend: Box<dyn Backend<Job>>,
+        witness: Arc<dyn Witness>,
+        clock: Clock,
+    ) -> Self {
         Self {
             faults: Faults::default(),
             flights: BTreeMap::new(),
@@ -174,7 +180,8 @@ impl Flights {
     ) {
         self.last += 1;
         let number = self.last;
-        let met = self.faults.meet(&request, |gpa, len| self.witness.persistent(gpa, len));
+        let persistent = |gpa, len| self.witness.persistent(gpa, len);
+        let met = self.faults.meet(|pattern| pattern.matches(&request, persistent));
         let now = (self.clock)();
         let mut flight = Flight {
             queue,
@@ -372,12 +379,17 @@ impl Flights {
         Some(Step { queue, request, view: self.dma.view_of(generation), status })
     }
 
-    /// The driver has reset the device: nothing of what it has asked for moves any more.
-    pub(super) fn forget(&mut self) {
+    /// Nothing of what the driver has asked for moves any more. Of a reset, those hear whose requests were held; a disk
+    /// that has gone tells of each request that it has left behind.
+    pub(super) fn forget(&mut self, end: End) {
         self.gate.close();
         let now = (self.clock)();
-        for (number, flight) in self.flights.iter().filter(|(_, flight)| flight.held()) {
-            self.tell(*number, What::Dropped { after: now.saturating_sub(flight.since) });
+        for (number, flight) in &self.flights {
+            if end == End::Departed || (flight.held() && flight.fault.is_some()) {
+                let (request, fault) = (&*flight.request, flight.fault.unwrap_or(0));
+                let what = What::Dropped { end, after: now.saturating_sub(flight.since) };
+                self.witness.tell(&Notice { number: *number, request, fault, what });
+            }
         }
         self.flights.clear();
         self.groups.clear();

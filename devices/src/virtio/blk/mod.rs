@@ -20,15 +20,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::{Chain, QueueError, Queues};
+use super::work::{Backend, Worked};
 use super::{VirtioDevice, VirtioPci};
 use crate::bus::Effects;
 use crate::clock::Clock;
 use crate::dma::Dma;
+use crate::pci::PciFunction;
 
 use self::flight::{Flights, Step};
 use self::request::{ID_LENGTH, Limits, MAX_RANGE_SECTORS, MAX_RANGES, Parsed, SEG_MAX, SIZE_MAX, finish};
 
-pub use faults::{Action, Armed, Fault, MAX_FAULTS, Order, Pattern, Transfer};
+pub use faults::{Action, Armed, Fault, Order, Pattern, Transfer};
 pub use flight::{Held, Release, ReleaseError};
 pub use job::{Done, Extent, Job, Storage};
 pub use request::{Operation, Request, SECTOR, Status};
@@ -51,21 +53,12 @@ const F_MQ: u64 = 1 << 12;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
 
-/// Whoever performs requests.
-pub trait Backend: Send {
-    /// Performs `job` soon, on some thread, and hands what comes of it to [`VirtioPci::finish`]. Never waits.
-    fn start(&mut self, job: Job);
-
-    /// Calls [`VirtioPci::tick`] once the device's clock has come to `at`. A later call takes the place of an earlier.
-    fn call_at(&mut self, at: Duration);
-}
-
 /// Whoever knows the machine around a disk, and tells of what happens in it. Called under the device's lock.
 pub trait Witness: Send + Sync {
     /// Whether any of `[gpa, gpa + len)` is persistent memory.
     fn persistent(&self, gpa: u64, len: u64) -> bool;
 
-    /// Something happened to a request that met a fault.
+    /// Something happened to a request that met a fault, or that the disk has left behind.
     fn tell(&self, notice: &Notice<'_>);
 }
 
@@ -76,7 +69,7 @@ pub struct Notice<'a> {
     pub number: u64,
     /// The request.
     pub request: &'a Request,
-    /// The fault that it met.
+    /// The fault that it met; 0 if it has met none.
     pub fault: u64,
     /// What happened.
     pub what: What,
@@ -96,11 +89,22 @@ pub enum What {
     },
     /// The driver has got it back, with this status.
     Completed(Status),
-    /// The driver has reset the device; the request is forgotten.
+    /// It is forgotten: it will not end, and nothing of it moves any more.
     Dropped {
+        /// Why.
+        end: End,
         /// How long it has waited.
         after: Duration,
     },
+}
+
+/// Why requests are forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The driver has reset the device.
+    Reset,
+    /// The disk has gone.
+    Departed,
 }
 
 /// What a disk is made of.
@@ -116,7 +120,7 @@ pub struct Parts {
     /// Guest memory.
     pub dma: Dma,
     /// Who performs requests.
-    pub backend: Box<dyn Backend>,
+    pub backend: Box<dyn Backend<Job>>,
     /// Who is told.
     pub witness: Arc<dyn Witness>,
     /// What delays are measured by.
@@ -285,7 +289,7 @@ impl VirtioDevice for Blk {
     }
 
     fn reset(&mut self) {
-        self.flights.forget();
+        self.flights.forget(End::Reset);
         self.taken.fill(0);
         self.stalled.fill(false);
         self.write_through = true;
@@ -302,17 +306,25 @@ impl VirtioDevice for Blk {
     }
 }
 
-impl VirtioPci<Blk> {
-    /// A job has been performed.
-    pub fn finish(&mut self, done: Done, effects: &mut Effects) {
-        self.device_mut().flights.finish(done);
-        self.service(effects);
+impl Worked for Blk {
+    type Job = Job;
+    type Done = Done;
+
+    fn finished(&mut self, done: Done) {
+        self.flights.finish(done);
     }
 
-    /// The device's clock has come to the time that [`Backend::call_at`] was given.
-    pub fn tick(&mut self, effects: &mut Effects) {
-        self.device_mut().flights.tick();
-        self.service(effects);
+    fn clock_struck(&mut self) {
+        self.flights.tick();
+    }
+}
+
+impl VirtioPci<Blk> {
+    /// The disk has gone: what the driver waits for will not come, and each of these requests is told of. When this
+    /// returns, nothing of them moves any more.
+    pub fn depart(&mut self) {
+        self.device_mut().flights.forget(End::Departed);
+        self.reset();
     }
 
     /// Lets requests go on that are held, one after the other in the order of `numbers`.
