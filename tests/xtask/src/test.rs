@@ -38,16 +38,19 @@ const ERRORS: [&str; 12] = [
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 11] = [
+const REMOVAL: [&str; 14] = [
     "removal::",
     "repurposed::",
     "kmem::",
-    "cycles::",
+    "cycles::under_load",
+    "cycles::over_ports",
     "defects::",
     "mapped::",
     "ports::",
     "virtio_pmem::",
     "disk::",
+    "disk_removal::",
+    "flushes::",
     "dma_held::",
     "pins::",
 ];
@@ -89,6 +92,8 @@ enum Suite {
     Mapped,
     /// Memory that goes away and comes back
     Removal,
+    /// Devices that come and go at random, a thousand times (or `ACONITE_CYCLES` times) over each channel
+    Cycles,
     /// Requests to a machine
     Api,
     /// `aconite doctor`
@@ -115,6 +120,7 @@ impl Suite {
             Self::Matrix => ("e2e", &["matrix::"]),
             Self::Mapped => ("e2e", &["mapped::"]),
             Self::Removal => ("e2e", &REMOVAL),
+            Self::Cycles => ("e2e", &["cycles::a_thousand"]),
             Self::Api => ("e2e", &["api::"]),
             Self::Doctor => ("e2e", &["doctor::"]),
             Self::Input => ("e2e", &["input::"]),
