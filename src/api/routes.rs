@@ -12,7 +12,8 @@ use crate::command::{
     DiskList, DiskRelease, DiskReleased, Error, ErrorCode, FirmwareChange, FirmwareFault, FirmwareState,
     FlushChange, FlushFault, FlushRelease, FlushState, MachineInfo, MceQueued, MceRequest, MemoryDevice,
     NotifyKind, Operation, PoisonAdded, PoisonCleared, PoisonPattern, PoisonPlace, PoisonPlaced,
-    PoisonPolicy, PoisonState, PolicyChange, PowerCut, PowerLoss, Record, RemoveMode, StaleChange, StaleState,
+    PoisonPolicy, PoisonState, PolicyChange, PowerCut, PowerLoss, Record, RemoveMode, StaleChange,
+    StaleState,
 };
 use crate::config::{Channel, Disk, DiskKeys, Pmem, PmemKeys, validate_insert};
 use crate::units::{Address, TimeSpan};

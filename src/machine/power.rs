@@ -1,7 +1,7 @@
 //! Loss of power.
 
 use super::memory::MemoryDevices;
-use crate::command::{DeviceLoss, Error, ErrorCode, Event, DeviceState, PowerCut, PowerLoss};
+use crate::command::{DeviceLoss, DeviceState, Error, ErrorCode, Event, PowerCut, PowerLoss};
 use crate::kvm::Held;
 
 impl MemoryDevices {

@@ -195,6 +195,7 @@ fn under_load_on_6_1() {
 }
 
 #[test]
+#[ignore = "wide"]
 fn over_ports() {
     cycles(&CARDS, "6.12", 12, 4);
 }

@@ -227,6 +227,7 @@ fn a_disk_that_is_pulled_hangs_the_hot_plug_driver_on_7() {
 }
 
 #[test]
+#[ignore = "wide"]
 fn a_disk_that_is_pulled_leaves_its_requests_behind() {
     pulled_with_a_request("6.12");
 }

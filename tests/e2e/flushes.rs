@@ -105,6 +105,7 @@ fn unanswered(kernel: &str) {
 }
 
 #[test]
+#[ignore = "wide"]
 fn a_removal_waits_for_a_flush() {
     unanswered("6.12");
 }

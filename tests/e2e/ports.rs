@@ -76,6 +76,7 @@ fn without_button(kernel: &str) {
 }
 
 #[test]
+#[ignore = "wide"]
 fn a_slot_without_a_button_takes_cards_as_they_come() {
     without_button("6.12");
 }
