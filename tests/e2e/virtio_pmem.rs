@@ -104,7 +104,7 @@ fn pulled(kernel: &str) {
     assert_eq!(operation["error"]["code"], "guest_timed_out", "{operation}");
     assert_eq!(steps(&guest, before), ["requested", "surprised", "notified", "timed_out", "departed"]);
     guest.until_ok("! ls /dev/pmem* 2>/dev/null && ! grep -q 'Persistent Memory' /proc/iomem", PMEM);
-    guest.ok("cat $(grep -l pciehp /proc/[0-9]*/comm | sed s/comm/stack/) | grep -q vp_reset");
+    guest.until_ok("cat $(grep -l pciehp /proc/[0-9]*/comm | sed s/comm/stack/) | grep -q vp_reset", PMEM);
 
     assert_eq!(guest.ctl(&["info"])["free_ports"], json!(1));
     done(&guest.ctl(&["insert", "pmem", "size=256M,id=p0,via=virtio", "--wait"]));
