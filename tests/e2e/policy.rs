@@ -20,6 +20,7 @@ fn policies_of_a_device() {
     let run = Run::new().size(1, "512M").pmem("size=512M,id=p0").pmem("size=2M,id=p1,full_line_store=clear");
     let mut guest = run.tools(&["dd"]).shell();
     guest.until_ok("test -b /dev/pmem0", PMEM);
+    guest.scrubbed();
     guest.ok("seq 20000 | head -c 65536 > /tmp/pattern");
     guest.ok("/usr/bin/dd if=/tmp/pattern of=/dev/pmem0 bs=65536 oflag=direct 2>/dev/null");
     let usual = policy(&guest, &[]);
@@ -42,7 +43,7 @@ fn policies_of_a_device() {
     assert!(trap["instruction_bytes"].is_string() && trap["reason"].as_str().unwrap().contains("policy"));
     assert!(guest.events_named(before, "mce_delivered").is_empty());
 
-    // The kernel, which has found the line in its first scrub or not, writes the page with non-temporal stores
+    // The kernel, whose first scrub is over, writes the page with non-temporal stores
     // (`memcpy_flushcache`) that fill it.
     guest.ctl(&["poison", "clear", "p0"]);
     guest.ok(WRITE);

@@ -177,6 +177,7 @@ fn a_hundred_thousand_lines() {
     const LINES: u64 = 100_000;
     let mut guest = Run::new().size(2, "512M").pmem("size=1G,id=p0").tools(&["dd"]).shell();
     guest.until_ok("test -b /dev/pmem0", aconite_tests::machine::PMEM);
+    guest.scrubbed();
     let count = LINES.to_string();
     let base = own_memory(&guest);
     for (name, arguments) in [
