@@ -80,52 +80,26 @@ impl MemoryDevices {
     /// Puts a card behind a port.
     fn add_card(&mut self, unit: usize, arrival: &Arrival<'_>, when: When) -> Result<(), NotAdded> {
         let prepared = self.prepare(arrival).map_err(|source| not_added(arrival, source))?;
-        let slots = self.map(std::slice::from_ref(arrival), std::slice::from_ref(&prepared))?;
+        let slot = self.map_one(arrival, &prepared)?;
         let card = match self.plug_card(&prepared.region, when) {
             Ok(card) => card,
             Err(error) => {
-                drop(slots);
+                drop(slot);
                 self.space.remove(prepared.region.gpa());
                 return Err(not_added(arrival, error));
             }
         };
         let channel = arrival.pmem.channel.unwrap_or(self.default_channel(Via::Virtio));
-        let mut card = Some(card);
-        self.devices.extend(slots.into_iter().map(|slot| Device {
-            id: arrival.pmem.id.clone(),
-            pmem: arrival.pmem.clone(),
-            unit,
-            window: arrival.window,
-            state: DeviceState::Present,
-            region: prepared.region.clone(),
-            dimms: Vec::new(),
-            seats: Vec::new(),
-            card: card.take(),
-            _slot: slot,
-            channel,
-            left_by: None,
-        }));
+        let device = Device::arrived(unit, arrival, prepared.region, slot, channel);
+        self.devices.push(Device { card: Some(card), ..device });
         Ok(())
     }
 
     /// Puts memory where the E820 map says that it is.
     fn add_memory(&mut self, unit: usize, arrival: &Arrival<'_>) -> Result<(), NotAdded> {
         let prepared = self.prepare(arrival).map_err(|source| not_added(arrival, source))?;
-        let slots = self.map(std::slice::from_ref(arrival), std::slice::from_ref(&prepared))?;
-        self.devices.extend(slots.into_iter().map(|slot| Device {
-            id: arrival.pmem.id.clone(),
-            pmem: arrival.pmem.clone(),
-            unit,
-            window: arrival.window,
-            state: DeviceState::Present,
-            region: prepared.region.clone(),
-            dimms: Vec::new(),
-            seats: Vec::new(),
-            card: None,
-            _slot: slot,
-            channel: Channel::None,
-            left_by: None,
-        }));
+        let slot = self.map_one(arrival, &prepared)?;
+        self.devices.push(Device::arrived(unit, arrival, prepared.region, slot, Channel::None));
         Ok(())
     }
 
@@ -183,21 +157,14 @@ impl MemoryDevices {
         }
         let mut seats =
             (0..arrivals.len()).map(|member| topology.seats(member, &dimms)).collect::<Vec<_>>().into_iter();
+        let channel = self.default_channel(Via::Nfit);
         for (member, ((arrival, prepared), slot)) in arrivals.iter().zip(prepared).zip(slots).enumerate() {
             let its = |(owner, _): &(&Owner, &Arc<Dimm>)| owner.member == member;
+            let channel = arrival.pmem.channel.unwrap_or(channel);
             self.devices.push(Device {
-                id: arrival.pmem.id.clone(),
-                pmem: arrival.pmem.clone(),
-                unit,
-                window: arrival.window,
-                state: DeviceState::Present,
-                region: prepared.region,
                 dimms: topology.owners.iter().zip(&dimms).filter(its).map(|(_, dimm)| dimm.clone()).collect(),
                 seats: seats.next().unwrap_or_default(),
-                card: None,
-                _slot: slot,
-                channel: arrival.pmem.channel.unwrap_or(self.default_channel(Via::Nfit)),
-                left_by: None,
+                ..Device::arrived(unit, arrival, prepared.region, slot, channel)
             });
         }
         Ok(topology.firmware)
@@ -243,26 +210,14 @@ impl MemoryDevices {
         let known: Vec<_> = before.iter().flat_map(|device| &device.dimms).cloned().collect();
         let own = dimms.iter().filter(|dimm| !known.iter().any(|known| Arc::ptr_eq(known, dimm)));
         let own: Vec<_> = own.cloned().collect();
-        let slots = self.map(std::slice::from_ref(arrival), std::slice::from_ref(&prepared))?;
+        let slot = self.map_one(arrival, &prepared)?;
         let channel = arrival.pmem.channel.unwrap_or(self.default_channel(Via::Nfit));
         if let Err(error) = self.units.replace(model) {
             self.space.remove(prepared.region.gpa());
             return Err(refused(error.into()));
         }
-        self.devices.extend(slots.into_iter().map(|slot| Device {
-            id: arrival.pmem.id.clone(),
-            pmem: arrival.pmem.clone(),
-            unit,
-            window: arrival.window,
-            state: DeviceState::Present,
-            region: prepared.region.clone(),
-            dimms: own.clone(),
-            seats: seats.clone(),
-            card: None,
-            _slot: slot,
-            channel,
-            left_by: None,
-        }));
+        let device = Device::arrived(unit, arrival, prepared.region, slot, channel);
+        self.devices.push(Device { dimms: own, seats, ..device });
         Ok(())
     }
 
@@ -347,23 +302,53 @@ impl MemoryDevices {
     /// Puts memory within the guest's reach: all of it, or none after an error.
     fn map(&self, arrivals: &[Arrival<'_>], prepared: &[Prepared]) -> Result<Vec<Slot>, NotAdded> {
         let mut slots = Vec::new();
-        for (at, (arrival, Prepared { region, .. })) in arrivals.iter().zip(prepared).enumerate() {
-            let mapped = self.space.insert(region.clone()).map_err(MemoryError::from).and_then(|()| {
-                self.vm.map(region).map_err(|error| {
-                    self.space.remove(region.gpa());
-                    error.into()
-                })
-            });
-            match mapped {
+        for (at, (arrival, one)) in arrivals.iter().zip(prepared).enumerate() {
+            match self.map_one(arrival, one) {
                 Ok(slot) => slots.push(slot),
                 Err(error) => {
                     drop(slots);
                     prepared[..at].iter().for_each(|before| drop(self.space.remove(before.region.gpa())));
-                    return Err(not_added(arrival, error));
+                    return Err(error);
                 }
             }
         }
         Ok(slots)
+    }
+
+    /// Puts the memory of one device within the guest's reach.
+    fn map_one(&self, arrival: &Arrival<'_>, prepared: &Prepared) -> Result<Slot, NotAdded> {
+        let region = &prepared.region;
+        self.space.insert(region.clone()).map_err(|error| not_added(arrival, error.into()))?;
+        self.vm.map(region).map_err(|error| {
+            self.space.remove(region.gpa());
+            not_added(arrival, error.into())
+        })
+    }
+}
+
+impl Device {
+    /// A device that has come within the guest's reach, on no DIMM and behind no port.
+    fn arrived(
+        unit: usize,
+        arrival: &Arrival<'_>,
+        region: Arc<Region>,
+        slot: Slot,
+        channel: Channel,
+    ) -> Self {
+        Self {
+            id: arrival.pmem.id.clone(),
+            pmem: arrival.pmem.clone(),
+            unit,
+            window: arrival.window,
+            state: DeviceState::Present,
+            region,
+            dimms: Vec::new(),
+            seats: Vec::new(),
+            card: None,
+            _slot: slot,
+            channel,
+            left_by: None,
+        }
     }
 }
 

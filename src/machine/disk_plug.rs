@@ -87,14 +87,7 @@ impl Disks {
     fn place(&self, disk: &config::Disk) -> Result<Option<usize>, Error> {
         let pcie = lock(&self.around.pcie);
         let Some(at) = &disk.at else {
-            return match pcie.free_slots() {
-                0 => Err(Error::new(
-                    ErrorCode::NoFreeSlot,
-                    "No PCI Express port is free",
-                    "declare ports when the machine starts (--slots pcie=N), or remove a device",
-                )),
-                _ => Ok(None),
-            };
+            return pcie.check_free_slot().map(|()| None);
         };
         let place = pcie.place_of(CardKind::Disk, at).ok_or_else(|| {
             Error::new(

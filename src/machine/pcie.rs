@@ -138,6 +138,21 @@ impl Pcie {
         self.ports.iter().filter(|port| port.free()).count()
     }
 
+    /// Whether a card can be put in.
+    ///
+    /// # Errors
+    /// All ports are in use.
+    pub fn check_free_slot(&self) -> Result<(), Error> {
+        match self.free_slots() {
+            0 => Err(Error::new(
+                ErrorCode::NoFreeSlot,
+                "No PCI Express port is free",
+                "declare ports when the machine starts (--slots pcie=N), or remove a device",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Puts a card into the first free slot before the guest starts: firmware has given it power.
     ///
     /// # Errors

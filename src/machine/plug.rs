@@ -168,12 +168,8 @@ impl MemoryDevices {
         if let Some(device) = named.filter(|d| d.window != window) {
             return Err(in_use(device));
         }
-        if pmem.via == Via::Virtio && lock(&self.pcie).free_slots() == 0 {
-            return Err(Error::new(
-                ErrorCode::NoFreeSlot,
-                "No PCI Express port is free".to_owned(),
-                "declare ports when the machine starts (--slots pcie=N), or remove a device",
-            ));
+        if pmem.via == Via::Virtio {
+            lock(&self.pcie).check_free_slot()?;
         }
         // A driver that the agent has unbound comes back by the agent only.
         let unbound = self.devices.iter().any(|d| d.unit == unit && d.left_by == Some(Channel::Agent));

@@ -16,17 +16,20 @@ fn ndctl(guest: &mut Machine, command: &str) {
     assert!(reply.contains("for 1 nmem") || reply.contains(" 1 nmem"), "{command}: {reply}");
 }
 
+/// A guest with the key that encrypts passphrases.
+fn boot(kernel: &str, pmem: &str) -> Machine {
+    let run = Run::kernel(kernel).size(2, "1G").pmem(pmem).tools(&["ndctl", "keyctl"]);
+    let mut guest = run.args(["--cpu", "hypervisor=off"]).shell();
+    guest.until_ok(&format!("{SECURITY} >/dev/null"), PMEM);
+    guest.ok("mkdir -p /etc/ndctl/keys");
+    guest.ok(KEY);
+    guest
+}
+
 fn life(kernel: &str) {
     let dir = tempfile::tempdir().unwrap();
     let pmem = format!("file={},size=512M,id=p0", dir.path().join("p0.img").display());
-    let boot = || {
-        let run = Run::kernel(kernel).size(2, "1G").pmem(&pmem).tools(&["ndctl", "keyctl"]);
-        let mut guest = run.args(["--cpu", "hypervisor=off"]).shell();
-        guest.until_ok(&format!("{SECURITY} >/dev/null"), PMEM);
-        guest.ok("mkdir -p /etc/ndctl/keys");
-        guest.ok(KEY);
-        guest
-    };
+    let boot = || boot(kernel, &pmem);
 
     let mut guest = boot();
     guest.until_ok("test -b /dev/pmem0", PMEM);
@@ -77,14 +80,7 @@ fn life(kernel: &str) {
 fn locked(kernel: &str) {
     let dir = tempfile::tempdir().unwrap();
     let pmem = format!("file={},size=512M,id=p0", dir.path().join("p0.img").display());
-    let boot = || {
-        let run = Run::kernel(kernel).size(2, "1G").pmem(&pmem).tools(&["ndctl", "keyctl"]);
-        let mut guest = run.args(["--cpu", "hypervisor=off"]).shell();
-        guest.until_ok(&format!("{SECURITY} >/dev/null"), PMEM);
-        guest.ok("mkdir -p /etc/ndctl/keys");
-        guest.ok(KEY);
-        guest
-    };
+    let boot = || boot(kernel, &pmem);
     let keys = |guest: &mut Machine| {
         let names = guest.ok("cd /etc/ndctl/keys && ls *.blob");
         let mut keys = Vec::new();

@@ -2,24 +2,10 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::super::testing::{BUFFERS, Driver, EVENT_IDX, STATUS, VERSION_1};
+use super::super::testing::{BUFFERS, Driver, EVENT_IDX, Later, STATUS, VERSION_1};
 use super::*;
 use crate::bus::Effects;
 use crate::clock::testing::Hand;
-
-/// A backend that does nothing until the test does it.
-#[derive(Clone, Default)]
-struct Later(Arc<Mutex<(Vec<Job>, Option<Duration>)>>);
-
-impl Backend<Job> for Later {
-    fn start(&mut self, job: Job) {
-        self.0.lock().unwrap().0.push(job);
-    }
-
-    fn call_at(&mut self, at: Duration) {
-        self.0.lock().unwrap().1 = Some(at);
-    }
-}
 
 #[derive(Default)]
 struct Notes(Mutex<Vec<(u64, u64, What)>>);
@@ -32,7 +18,7 @@ impl Witness for Notes {
 
 struct Bench {
     driver: Driver<Pmem>,
-    later: Later,
+    later: Later<Job>,
     notes: Arc<Notes>,
     hand: Hand,
     /// Flushes that were carried out.

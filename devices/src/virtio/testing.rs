@@ -1,8 +1,9 @@
 //! A driver for device tests: sets a function up as Linux does, and moves buffers through its queues.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use super::{NOTIFY_MULTIPLIER, QueueHandler, VirtioDevice, VirtioPci, Wiring};
+use super::{Backend, NOTIFY_MULTIPLIER, QueueHandler, VirtioDevice, VirtioPci, Wiring};
 use crate::bus::{DeviceId, Effect, Effects};
 use crate::dma::testing::{Lines, dma};
 use crate::dma::{Dma, DmaView};
@@ -33,6 +34,31 @@ pub(super) struct Driver<D: VirtioDevice> {
     pub(super) sink: RecordingSink,
     next_descriptor: Vec<u16>,
     next_used: Vec<u16>,
+}
+
+/// A backend that does nothing until the test does it: what it was given, and when it is to call.
+pub(super) struct Later<J>(pub(super) Arc<Mutex<(Vec<J>, Option<Duration>)>>);
+
+impl<J> Clone for Later<J> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<J> Default for Later<J> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new((Vec::new(), None))))
+    }
+}
+
+impl<J: Send> Backend<J> for Later<J> {
+    fn start(&mut self, job: J) {
+        self.0.lock().unwrap().0.push(job);
+    }
+
+    fn call_at(&mut self, at: Duration) {
+        self.0.lock().unwrap().1 = Some(at);
+    }
 }
 
 impl<D: VirtioDevice> Driver<D> {

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::testing::Hand;
 use crate::dma::testing::{Lines, dma};
-use crate::virtio::testing::{BUFFERS, Driver, MEMORY, VERSION_1};
+use crate::virtio::testing::{BUFFERS, Driver, Later, MEMORY, VERSION_1};
 
 const SECTORS: u64 = 64;
 const FEATURES: u64 = VERSION_1 | F_FLUSH | F_MQ;
@@ -57,20 +57,6 @@ impl Storage for Store {
     }
 }
 
-/// A backend that does nothing until the test does it.
-#[derive(Clone, Default)]
-struct Later(Arc<Mutex<(Vec<Job>, Option<Duration>)>>);
-
-impl Backend<Job> for Later {
-    fn start(&mut self, job: Job) {
-        self.0.lock().unwrap().0.push(job);
-    }
-
-    fn call_at(&mut self, at: Duration) {
-        self.0.lock().unwrap().1 = Some(at);
-    }
-}
-
 #[derive(Default)]
 struct Notes(Mutex<Vec<(u64, What)>>);
 
@@ -86,7 +72,7 @@ impl Witness for Notes {
 
 struct Bench {
     driver: Driver<Blk>,
-    later: Later,
+    later: Later<Job>,
     store: Store,
     notes: Arc<Notes>,
     hand: Hand,
