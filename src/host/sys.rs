@@ -115,6 +115,15 @@ pub fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// Has large pieces of memory mapped one by one, so that they go back to the host as soon as they are free. Left alone,
+/// the C library raises the size from which it does so with each such piece (M_MMAP_THRESHOLD in mallopt(3)), and keeps
+/// tens of megabytes after a request for a hundred thousand ranges.
+pub fn return_large_memory() {
+    const LARGE: i32 = 256 << 10;
+    // SAFETY: mallopt sets numbers of the allocator's; no thread of ours runs yet that could allocate meanwhile.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+}
+
 /// The user that this process works for.
 pub fn user() -> u32 {
     // SAFETY: geteuid touches no memory.

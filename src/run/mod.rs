@@ -29,7 +29,7 @@ use crate::host::attach::{SIGNALS, attach};
 use crate::host::material::Material;
 use crate::host::nested::front::Inside;
 use crate::host::nested::{self, NestedError};
-use crate::host::sys::Signals;
+use crate::host::sys::{self, Signals};
 use crate::host::{self, NoKvm, Where};
 use crate::machine::{
     self, AgentPort, Cause, ConsoleLog, ConsoleSink, Handle, Identity, Machine, MachineError, Outcome, Spec,
@@ -175,6 +175,7 @@ pub fn dump_tables(config: &Config, output: &Path) -> Result<Vec<String>, RunErr
 /// Runs the machine on this host's KVM, and returns the exit status. When its power comes back, this program is replaced
 /// by a new one with the same `arguments`: whatever lived in memory is lost, as it is in a computer.
 fn run(config: &Config, checked: &Checked, host: &str, arguments: &[OsString]) -> Result<u8, RunError> {
+    sys::return_large_memory();
     let events = EventBus::new();
     // Inside the software KVM host, the front end outside holds the lock.
     let locking = if host::is_inside() { Locking::Elsewhere } else { Locking::Here };
