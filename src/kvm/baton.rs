@@ -3,8 +3,8 @@
 //! It is the innermost lock of the program. A holder never waits for the main loop, a device, DMA or an
 //! event queue.
 //!
-//! It goes round: who asks first is first, and a vCPU that has stood outside for a while runs before the next holder stops
-//! it again, however fast one that steps through a guarded page asks for the baton again.
+//! It goes round: who asks first is first, and a vCPU that has stood outside for a while runs, for a while, before the
+//! next holder stops it again, however fast one that steps through a guarded page asks for the baton again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,10 @@ const KICK_AGAIN: Duration = Duration::from_millis(5);
 
 /// How long a vCPU may be kept outside by holders that follow each other.
 const PATIENCE: Duration = Duration::from_millis(5);
+
+/// How long a vCPU that was let in for that runs at least: on a slow host a kick would meet it before its first
+/// instruction.
+const SLICE: Duration = Duration::from_millis(1);
 
 /// The machine is stopping; the vCPU thread ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ struct State {
     since: Option<Instant>,
     /// Those of them that enter before there is another holder.
     admitted: usize,
+    /// When the last of them did.
+    let_in: Option<Instant>,
 }
 
 /// One per machine.
@@ -95,7 +101,10 @@ impl Baton {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.outside -= 1;
-        state.admitted = state.admitted.saturating_sub(1);
+        if state.admitted > 0 {
+            state.admitted -= 1;
+            state.let_in = Some(Instant::now());
+        }
         if state.outside == 0 {
             state.since = None;
         }
@@ -167,6 +176,10 @@ impl Baton {
         }
     }
 
+    fn any_runs(&self) -> bool {
+        self.gates.iter().any(|gate| gate.running.load(Ordering::SeqCst))
+    }
+
     /// Kicks every vCPU that runs; whether there was one.
     fn kick_running(&self) -> bool {
         let mut any = false;
@@ -190,7 +203,14 @@ pub struct Held {
 impl Held {
     /// Returns once no vCPU runs.
     pub fn stand_still(&self) {
-        let state = self.baton.state();
+        let mut state = self.baton.state();
+        while let Some(left) = state.let_in.and_then(|since| SLICE.checked_sub(since.elapsed()))
+            && self.baton.any_runs()
+            && !state.stopping
+        {
+            state = self.baton.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.let_in = None;
         self.baton.closed.store(true, Ordering::SeqCst);
         self.baton.wait_until_out(state);
     }
@@ -271,6 +291,29 @@ mod tests {
             assert_eq!(baton.state().outside, 0, "it was let in before");
             drop(again);
             vcpu.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn who_was_let_in_is_not_stopped_at_once() {
+        let baton = Baton::new(1);
+        let held = baton.take().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                baton.enter(0).unwrap();
+                while !baton.closed.load(Ordering::SeqCst) {
+                    thread::yield_now();
+                }
+                baton.leave(0);
+            });
+            while baton.state().outside == 0 {
+                thread::yield_now();
+            }
+            thread::sleep(PATIENCE);
+            let begun = Instant::now();
+            drop(held);
+            drop(baton.take().unwrap());
+            assert!(begun.elapsed() >= SLICE);
         });
     }
 
