@@ -5,6 +5,7 @@ mod boot;
 mod control;
 mod counters;
 mod floors;
+mod guest;
 mod monitor;
 mod pmem;
 mod trace;

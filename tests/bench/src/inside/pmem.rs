@@ -1,15 +1,14 @@
 //! A memory device read beside RAM, with poisoned lines elsewhere in it.
 
 use super::counters;
+use super::guest::Guest;
 use crate::plan::{Clean, Cold, Layout, Plan, Pmem, Reading};
 use aconite::api::Client;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 const ROUNDS: usize = 3;
@@ -26,8 +25,7 @@ const POISON_START: u64 = 512 << 20;
 /// Measures with `poisons` lines poisoned.
 pub fn measure(plan: &Plan, poisons: u64, layout: Layout) -> Result<Pmem> {
     let socket = plan.dir.join("pmem.sock");
-    let _ = std::fs::remove_file(&socket);
-    let mut guest = Guest::start(plan, &socket, 1)?;
+    let (mut guest, _) = start(plan, &socket, 1)?;
     let mut pmem = Pmem::default();
     if poisons == 0 {
         let before = guest.counters(&["pf_taken"])?;
@@ -38,17 +36,16 @@ pub fn measure(plan: &Plan, poisons: u64, layout: Layout) -> Result<Pmem> {
         let Poisoned { said, time } = poison(&socket, poisons, layout)?;
         (pmem.poison, pmem.poison_time) = (Some(said), time);
     }
-    pmem.maps = counters::maps(guest.child.id())?;
-    pmem.sequential = guest.reading("sequential")?;
-    pmem.random = guest.reading("random")?;
+    pmem.maps = counters::maps(guest.pid())?;
+    pmem.sequential = reading(&mut guest, "sequential")?;
+    pmem.random = reading(&mut guest, "random")?;
     Ok(pmem)
 }
 
 /// Clean lines of a page whose last line is poisoned, in a guest with this many processors.
 pub fn clean(plan: &Plan, cpus: u32) -> Result<Clean> {
     let socket = plan.dir.join("pmem.sock");
-    let _ = std::fs::remove_file(&socket);
-    let mut guest = Guest::start(plan, &socket, cpus)?;
+    let (mut guest, first) = start(plan, &socket, cpus)?;
     let page = POISON_START;
     let load = |guest: &mut Guest, page: u64| -> Result<f64> {
         let mut best = u64::MAX;
@@ -59,7 +56,7 @@ pub fn clean(plan: &Plan, cpus: u32) -> Result<Clean> {
     };
     load(&mut guest, page)?;
     let plain = load(&mut guest, page)?;
-    let range = json!({ "ranges": [{ "offset": guest.start + page + PAGE - LINE, "length": LINE }] });
+    let range = json!({ "ranges": [{ "offset": first + page + PAGE - LINE, "length": LINE }] });
     Client::new(&socket).call("POST", "/v1/memory/p0/poison", Some(&range))?;
     let guarded = load(&mut guest, page)?;
     let (mut copy, mut copy_exits) = (u64::MAX, f64::MAX);
@@ -132,87 +129,34 @@ pub fn poison(socket: &Path, poisons: u64, layout: Layout) -> Result<Poisoned> {
     }
 }
 
-/// A machine with the worker in its guest.
-struct Guest {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    /// Where the bytes that the guest maps begin in the device: what is before them describes the namespace.
-    start: u64,
+/// A guest that reads its RAM and a device, and where the bytes that it maps begin in the device: what is before them
+/// describes the namespace.
+fn start(plan: &Plan, socket: &Path, cpus: u32) -> Result<(Guest, u64)> {
+    let options = ["--pmem=size=1G,id=p0", "--tool=ndctl", &format!("--cpus={cpus}")];
+    let (guest, mapped) = Guest::start(plan, socket, &options, "pmem")?;
+    Ok((guest, DEVICE.checked_sub(mapped).context("The guest maps more than there is")?))
 }
 
-impl Guest {
-    fn start(plan: &Plan, socket: &Path, cpus: u32) -> Result<Self> {
-        let errors = plan.dir.join("errors");
-        let mut command = Command::new(plan.dir.join("aconite"));
-        command.args(["run", "--host=kvm", "--memory=768M", "--pmem=size=1G,id=p0", "--tool=ndctl"]);
-        command.arg("--kernel").arg(plan.dir.join("vmlinux")).arg("--modules").arg(&plan.modules);
-        command.arg("--api-socket").arg(socket).arg(format!("--cpus={cpus}"));
-        command.arg("--").arg(plan.dir.join("guest")).arg("pmem");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors)?);
-        let mut child = command.spawn().context("Cannot start aconite")?;
-        let (input, output) = (child.stdin.take(), child.stdout.take());
-        let mut guest = Guest {
-            child,
-            input: input.context("No standard input")?,
-            output: BufReader::new(output.context("No standard output")?),
-            start: 0,
-        };
-        let mapped =
-            guest.number("ready").with_context(|| std::fs::read_to_string(&errors).unwrap_or_default())?;
-        guest.start = DEVICE.checked_sub(mapped).context("The guest maps more than there is")?;
-        Ok(guest)
-    }
-
-    /// The number in the guest's next line, which starts with `word`.
-    fn number(&mut self, word: &str) -> Result<u64> {
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        let number = line.trim().strip_prefix(word).and_then(|rest| rest.trim().parse().ok());
-        number.with_context(|| format!("The guest says {line:?}"))
-    }
-
-    fn ask(&mut self, request: &str) -> Result<u64> {
-        writeln!(self.input, "{request}")?;
-        self.number("")
-    }
-
-    /// The sum of these counters.
-    fn counters(&self, names: &[&str]) -> Result<u64> {
-        let counters = counters::of_machine(self.child.id())?;
-        Ok(names.iter().filter_map(|name| counters.get(*name)).sum())
-    }
-
-    /// Asks; returns nanoseconds and exits.
-    fn read(&mut self, what: &str, order: &str) -> Result<(u64, u64)> {
-        let before = self.counters(&["exits"])?;
-        let time = self.ask(&format!("read {what} {order}"))?;
-        Ok((time, self.counters(&["exits"])? - before))
-    }
-
-    fn reading(&mut self, order: &str) -> Result<Reading> {
-        // The first reading of each touches what is not mapped yet.
-        self.read("ram", order)?;
-        self.read("dax", order)?;
-        let mut best =
-            Reading { ram: u64::MAX, device: u64::MAX, ram_exits: u64::MAX, device_exits: u64::MAX };
-        for _ in 0..ROUNDS {
-            let (time, exits) = self.read("ram", order)?;
-            (best.ram, best.ram_exits) = (best.ram.min(time), best.ram_exits.min(exits));
-            let (time, exits) = self.read("dax", order)?;
-            (best.device, best.device_exits) = (best.device.min(time), best.device_exits.min(exits));
-        }
-        if best.ram == 0 || best.device == 0 {
-            bail!("A reading took no time");
-        }
-        Ok(best)
-    }
+/// Asks; returns nanoseconds and exits.
+fn read(guest: &mut Guest, what: &str, order: &str) -> Result<(u64, u64)> {
+    let before = guest.counters(&["exits"])?;
+    let time = guest.ask(&format!("read {what} {order}"))?;
+    Ok((time, guest.counters(&["exits"])? - before))
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+fn reading(guest: &mut Guest, order: &str) -> Result<Reading> {
+    // The first reading of each touches what is not mapped yet.
+    read(guest, "ram", order)?;
+    read(guest, "dax", order)?;
+    let mut best = Reading { ram: u64::MAX, device: u64::MAX, ram_exits: u64::MAX, device_exits: u64::MAX };
+    for _ in 0..ROUNDS {
+        let (time, exits) = read(guest, "ram", order)?;
+        (best.ram, best.ram_exits) = (best.ram.min(time), best.ram_exits.min(exits));
+        let (time, exits) = read(guest, "dax", order)?;
+        (best.device, best.device_exits) = (best.device.min(time), best.device_exits.min(exits));
     }
+    if best.ram == 0 || best.device == 0 {
+        bail!("A reading took no time");
+    }
+    Ok(best)
 }
