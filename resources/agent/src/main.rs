@@ -5,11 +5,12 @@
 //! `boot` and `nested_root` set the machine up, `server` speaks the protocol over one
 //! descriptor, `channel` is one command or connection of it, `sys` holds the system calls; `workload_map`
 //! is the workload of that name, `workload_mapping` its memory, `workload_probe` the accesses to it,
-//! with `workload_ring` what it has pinned; `workload_garbage` is another one.
+//! with `workload_ring` what it has pinned; `workload_garbage` is another one. `dsm` calls the firmware of an NVDIMM.
 
 mod boot;
 mod channel;
 mod console;
+mod dsm;
 mod nested_root;
 mod server;
 mod sys;
@@ -34,7 +35,7 @@ use crate::server::Server;
 const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER, \
                      or aconite-agent workload map, or aconite-agent workload garbage SEED SECONDS, \
                      or aconite-agent pagemap PID ADDRESS [LENGTH], or aconite-agent owners VA:GPA..., or aconite-agent unit release|drop|bind PATH \
-                     [START LENGTH]";
+                     [START LENGTH], or aconite-agent dsm DEVICE FAMILY FUNCTION LENGTH [INPUT]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
@@ -50,6 +51,16 @@ fn main() -> ExitCode {
         [owners::COMMAND, ref pages @ ..] => print_owners(pages),
         [unit::COMMAND, ref words @ ..] => match unit::run(words) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        },
+        [dsm::COMMAND, ref words @ ..] => match dsm::run(words) {
+            Ok(output) => {
+                println!("{output}");
+                ExitCode::SUCCESS
+            }
             Err(why) => {
                 eprintln!("{why}");
                 ExitCode::FAILURE
