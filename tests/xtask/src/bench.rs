@@ -19,7 +19,7 @@ pub struct Arguments {
 
 /// Runs the command; the exit status is 0 if everything could be measured, whether targets are met or not.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    fetch::run(&fetch::Arguments::default())?;
+    fetch::provide(&[])?;
     let target = target_directory()?;
     let guest_target = target.join("bench");
     cargo(&["--package", "aconite", "--package", "aconite-bench", "--bins"], &target, None)?;

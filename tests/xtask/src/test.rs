@@ -161,14 +161,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         if arguments.quick {
             unit.arg("--").args(&arguments.rest);
         } else {
-            fetch::run_with(&KERNELS)?;
+            fetch::provide(&KERNELS)?;
         }
         let status = unit.status().context("Cannot start cargo")?;
         if arguments.quick || !status.success() {
             return Ok(exit_code(status));
         }
     } else {
-        fetch::run_with(&KERNELS)?;
+        fetch::provide(&KERNELS)?;
     }
 
     let program = build(PROGRAM, &["--release"])?;

@@ -43,7 +43,7 @@ pub fn run(_: &Arguments) -> Result<ExitCode> {
     println!(
         "Step 1: get a stock kernel, guest programs and QEMU (downloaded once, kept in target/material)"
     );
-    fetch::run(&fetch::Arguments::default())?;
+    fetch::provide(&[])?;
     report.took("material", start.elapsed());
 
     println!("Step 2: build aconite (the first time takes minutes)");

@@ -1,7 +1,8 @@
 //! `cargo xtask fetch`: guest material from Debian's packages.
 //!
 //! Each item is downloaded and unpacked in a directory of its own and renamed into place with its record inside, so
-//! that a run that was killed leaves nothing that looks whole. Once an item is there, nothing is asked of the network.
+//! that a run that was killed leaves nothing that looks whole. Once an item is there, with all that the catalog names for
+//! it, nothing is asked of the network.
 
 mod apt;
 mod catalog;
@@ -39,10 +40,19 @@ pub struct Arguments {
     force: bool,
 }
 
-/// Gets what tests and the demo need, and the items `names`.
-pub fn run_with(names: &[&str]) -> Result<()> {
-    run(&Arguments::default())?;
-    run(&Arguments { names: names.iter().map(|name| (*name).to_owned()).collect(), ..Arguments::default() })
+/// Gets what tests and the demo need, and the items `names`, if there are any. An item that lacks what the catalog has
+/// come to name since it was fetched will do where the network is not there.
+pub fn provide(names: &[&str]) -> Result<()> {
+    let root = material_root();
+    let needed = CATALOG.iter().filter(|entry| entry.default || names.contains(&entry.name));
+    let names = needed.clone().map(|entry| entry.name.to_owned()).collect();
+    match run(&Arguments { names, ..Arguments::default() }) {
+        Err(error) if needed.clone().all(|entry| read_item(&root, entry.name).is_some()) => {
+            eprintln!("fetch: {error:#}. What is there is used as it is");
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 /// The root of the material: `target/material` of the workspace, or `$ACONITE_MATERIAL`.
@@ -66,7 +76,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.verify {
         return verify(&root, &chosen, !arguments.names.is_empty());
     }
-    let missing = |entry: &&Entry| arguments.force || read_item(&root, entry.name).is_none();
+    let missing = |entry: &&Entry| {
+        arguments.force || !read_item(&root, entry.name).is_some_and(|item| is_complete(&entry.kind, &item))
+    };
     let work = root.join("incomplete");
     if !chosen.iter().any(missing) && !work.exists() {
         return Ok(());
@@ -87,6 +99,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         write_manifest(&root)?;
     }
     remove(&work)
+}
+
+/// Whether an item has all that the catalog names for it.
+fn is_complete(kind: &Kind, item: &Item) -> bool {
+    match kind {
+        Kind::Kernel { .. } => true,
+        Kind::Root { packages, .. } => {
+            packages.iter().all(|package| item.packages.iter().any(|had| had.name == *package))
+        }
+    }
 }
 
 fn choose(arguments: &Arguments) -> Result<Vec<&'static Entry>> {
@@ -197,8 +219,7 @@ fn get(root: &Path, work: &Path, entry: &Entry, releases: &mut BTreeMap<&'static
     if let Some(parent) = place.parent() {
         fs::create_dir_all(parent).with_context(|| format!("Cannot create {}", parent.display()))?;
     }
-    remove(&place)?;
-    fs::rename(&tree, &place).with_context(|| format!("Cannot move the item to {}", place.display()))?;
+    put(&tree, &place, &work.join("old"))?;
     bar.finish_and_clear();
     eprintln!("fetch: {}: {} is in {}", entry.name, item.version, place.display());
     Ok(())
@@ -353,6 +374,18 @@ fn check_programs(tree: &Path, programs: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Moves a tree to its place. What was there goes by way of `old`, so that it is never seen in parts.
+fn put(tree: &Path, place: &Path, old: &Path) -> Result<()> {
+    match fs::rename(place, old) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("Cannot move {} away", place.display()));
+        }
+        _ => {}
+    }
+    fs::rename(tree, place).with_context(|| format!("Cannot move the item to {}", place.display()))?;
+    remove(old)
+}
+
 fn write_manifest(root: &Path) -> Result<()> {
     let mut items: Vec<Item> = CATALOG.iter().filter_map(|entry| read_item(root, entry.name)).collect();
     items.sort_by(|a, b| a.name.cmp(&b.name));
@@ -380,4 +413,54 @@ fn progress(message: &'static str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(message);
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_item_is_complete_with_all_packages_of_the_catalog() {
+        let package = |name: &str| Package {
+            name: name.to_owned(),
+            version: String::new(),
+            sha256: String::new(),
+            size: 0,
+        };
+        let item = Item {
+            name: "tools".to_owned(),
+            purpose: String::new(),
+            suite: String::new(),
+            version: String::new(),
+            packages: vec![package("libc6"), package("ndctl")],
+            tree_sha256: String::new(),
+        };
+        let root = |packages| Kind::Root { packages, programs: &[] };
+        assert!(is_complete(&root(&["ndctl"]), &item));
+        assert!(!is_complete(&root(&["ndctl", "dmsetup"]), &item));
+        assert!(is_complete(&Kind::Kernel { package: "linux-image-amd64", release: "6.1." }, &item));
+    }
+
+    #[test]
+    fn a_tree_takes_the_place_of_another() {
+        let dir = std::env::temp_dir().join(format!("xtask-put-{}", std::process::id()));
+        let (tree, place, old) = (dir.join("tree"), dir.join("place"), dir.join("old"));
+        for file in ["first", "second"] {
+            fs::create_dir_all(&tree).unwrap();
+            fs::write(tree.join(file), file).unwrap();
+            put(&tree, &place, &old).unwrap();
+            let names: Vec<_> =
+                fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, [file]);
+            assert!(!tree.exists() && !old.exists());
+        }
+        // Material that is shared is not touched where it is.
+        let shared = dir.join("shared");
+        fs::rename(&place, &shared).unwrap();
+        symlink(&shared, &place).unwrap();
+        fs::create_dir_all(&tree).unwrap();
+        put(&tree, &place, &old).unwrap();
+        assert!(!place.is_symlink() && !place.join("second").exists() && shared.join("second").exists());
+        fs::remove_dir_all(dir).unwrap();
+    }
 }
