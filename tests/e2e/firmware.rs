@@ -71,6 +71,68 @@ fn namespaces_survive_in_labels() {
     assert_eq!(fs::read(&side).unwrap().len(), cut.len() - 1);
 }
 
+/// A namespace of each mode is listed as what it was made as, and nothing is left of it when it is destroyed.
+fn come_and_go(kernel: &str) {
+    const REGION: u64 = 512 << 20;
+    const NAMESPACE: u64 = 128 << 20;
+    let run = Run::kernel(kernel).size(2, "1G").pmem("size=512M,id=p0,labels=init").tools(&["ndctl"]);
+    let mut guest = run.shell();
+    let region = region(&mut guest, REGION);
+    let listed = |guest: &mut Machine| {
+        let list = json(&guest.ok("ndctl list -RN"));
+        // A list of regions, which has a name as soon as there are namespaces.
+        list.get("regions").unwrap_or(&list)[0].clone()
+    };
+    let empty = listed(&mut guest);
+    assert!(empty["available_size"] == REGION && empty["namespaces"].is_null(), "{empty}");
+    let mut sizes = Vec::new();
+    for (mode, map) in [
+        ("raw", None),
+        ("sector", None),
+        ("fsdax", Some("mem")),
+        ("fsdax", Some("dev")),
+        ("devdax", Some("mem")),
+        ("devdax", Some("dev")),
+    ] {
+        let map_option = map.map_or(String::new(), |map| format!("--map={map}"));
+        guest.ok(&format!("ndctl create-namespace -r {region} --mode={mode} {map_option} -s 128M"));
+        let with = listed(&mut guest);
+        assert_eq!(with["available_size"], REGION - NAMESPACE, "{with}");
+        let [made] = &with["namespaces"].as_array().expect("a list")[..] else { panic!("{with}") };
+        assert_eq!((made["mode"].as_str(), made["map"].as_str()), (Some(mode), map), "{made}");
+        sizes.push(made["size"].as_u64().unwrap());
+        let node = &made[if mode == "devdax" { "chardev" } else { "blockdev" }];
+        guest.until_ok(&format!("test -e /dev/{}", node.as_str().unwrap()), PMEM);
+
+        guest.ok(&format!("ndctl destroy-namespace -f {}", made["dev"].as_str().unwrap()));
+        assert_eq!(listed(&mut guest), empty, "{mode} {map_option}");
+        guest.until_ok("! ls /dev | grep -q -e ^pmem -e ^dax", PMEM);
+    }
+    let [raw, sector, mem, dev, devdax_mem, devdax_dev] = sizes[..] else { panic!("{sizes:?}") };
+    assert_eq!((raw, devdax_mem, devdax_dev), (NAMESPACE, mem, dev));
+    assert!(sector < raw && dev < mem && mem < raw, "{sizes:?}");
+    let labels = guest.ok("ndctl check-labels all 2>&1");
+    assert!(labels.contains("successfully verified 1 nmem label"), "{labels}");
+    guest.finish("exit 0").assert_ended(0, "power_off");
+}
+
+#[test]
+fn namespaces_of_each_mode_come_and_go() {
+    come_and_go("6.12");
+}
+
+#[test]
+#[ignore = "wide"]
+fn namespaces_of_each_mode_come_and_go_on_6_1() {
+    come_and_go("6.1");
+}
+
+#[test]
+#[ignore = "wide"]
+fn namespaces_of_each_mode_come_and_go_on_7() {
+    come_and_go("7.x");
+}
+
 /// Errors that the guest and the API injected are there after the monitor was killed, are known before anyone reads
 /// them, and go once they are cleared; so is the health that was injected.
 #[test]
