@@ -5,7 +5,8 @@
 //! `boot` and `nested_root` set the machine up, `server` speaks the protocol over one
 //! descriptor, `channel` is one command or connection of it, `sys` holds the system calls; `workload_map`
 //! is the workload of that name, `workload_mapping` its memory, `workload_probe` the accesses to it,
-//! with `workload_ring` what it has pinned; `workload_garbage` is another one. `dsm` calls the firmware of an NVDIMM.
+//! with `workload_ring` what it has pinned; `workload_garbage` and `workload_crowd` are others. `dsm` calls the firmware of
+//! an NVDIMM.
 
 mod boot;
 mod channel;
@@ -14,6 +15,7 @@ mod dsm;
 mod nested_root;
 mod server;
 mod sys;
+mod workload_crowd;
 mod workload_garbage;
 mod workload_map;
 mod workload_mapping;
@@ -27,6 +29,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use aconite_agent::config::{CONSOLE_FATAL, CONSOLE_NO_PORT, ROLE_HOST};
+use aconite_agent::crowd::{self, Kind};
 use aconite_agent::protocol::{Power, Role};
 use aconite_agent::{owners, pagemap, unit, workload};
 
@@ -34,6 +37,7 @@ use crate::server::Server;
 
 const USAGE: &str = "Usage: aconite-agent [host] as process 1 of a machine, or aconite-agent --fd NUMBER, \
                      or aconite-agent workload map, or aconite-agent workload garbage SEED SECONDS, \
+                     or aconite-agent workload crowd FILE NUMBER KIND, \
                      or aconite-agent pagemap PID ADDRESS [LENGTH], or aconite-agent owners VA:GPA..., or aconite-agent unit release|drop|bind PATH \
                      [START LENGTH], or aconite-agent dsm DEVICE FAMILY FUNCTION LENGTH [INPUT]";
 
@@ -75,6 +79,10 @@ fn main() -> ExitCode {
                 }
                 Err(error) => ended(workload::GARBAGE, Err(error)),
             },
+            _ => usage(),
+        },
+        ["workload", crowd::CROWD, file, number, kind] => match (number.parse(), Kind::parse(kind)) {
+            (Ok(number), Some(kind)) => ended(crowd::CROWD, workload_crowd::run(file.as_ref(), number, kind)),
             _ => usage(),
         },
         // The kernel passes on words of its command line that it does not know.

@@ -38,6 +38,12 @@ impl Mapping {
         }
     }
 
+    /// Maps a file so that stores go to copies of its pages.
+    pub fn private(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        Self::map(length(path, &file)?, libc::MAP_PRIVATE, file.as_raw_fd())
+    }
+
     fn map(length: u64, flags: libc::c_int, fd: libc::c_int) -> io::Result<Self> {
         let size = usize::try_from(length).map_err(io::Error::other)?;
         let access = libc::PROT_READ | libc::PROT_WRITE;
@@ -61,6 +67,11 @@ impl Mapping {
         // SAFETY: the area is that of `new`, nobody else knows of it, and it is not used after this.
         let result = unsafe { libc::munmap(self.address.cast(), self.length as usize) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Bytes that are mapped.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     /// Its address.
@@ -147,6 +158,18 @@ impl Mapping {
         Some(io::pipe().map(|(_source, sink)| {
             let words = [libc::SYS_write as u64, sink.as_raw_fd() as u64, address, length, 0, 0];
             // SAFETY: the kernel only reads, within the mapping.
+            unsafe { probe::call(words) }
+        }))
+    }
+
+    /// Lets the kernel pin a part for a pipe, and drop it: vmsplice(2). `None` when there is no such part, or no pipe holds
+    /// it.
+    pub fn splice(&self, offset: u64, length: u64) -> Option<io::Result<(i64, Option<Signal>)>> {
+        let address = self.area(offset, length, 1).filter(|_| length <= PIPE)?;
+        let part = libc::iovec { iov_base: address.cast(), iov_len: length as usize };
+        Some(io::pipe().map(|(_source, sink)| {
+            let words = [libc::SYS_vmsplice as u64, sink.as_raw_fd() as u64, &raw const part as u64, 1, 0, 0];
+            // SAFETY: the kernel only reads, the description of the part and within the mapping.
             unsafe { probe::call(words) }
         }))
     }
@@ -240,6 +263,7 @@ mod tests {
 
     #[test]
     fn accesses_outlive_their_signals() {
+        let _turn = probe::TURNS.lock().unwrap();
         probe::catch_signals().unwrap();
         let (path, file) = file("mapping", 8192);
         file.write_all_at(&7u64.to_le_bytes(), 0).unwrap();
@@ -267,6 +291,7 @@ mod tests {
         assert_eq!(signals[3].rip, mapping.address() + 4104);
         assert_eq!(mapping.send(4096, 8).unwrap().unwrap(), (-i64::from(libc::EFAULT), None));
         assert_eq!(mapping.receive(4096, 8).unwrap().unwrap(), (-i64::from(libc::EFAULT), None));
+        assert_eq!(mapping.splice(4096, 8).unwrap().unwrap(), (-i64::from(libc::EFAULT), None));
         assert!(
             mapping.load(8192).is_none() && mapping.load(4).is_none() && mapping.load(u64::MAX).is_none()
         );
@@ -282,6 +307,7 @@ mod tests {
         assert_eq!(mapping.receive(4096, 64).unwrap().unwrap(), (64, None));
         assert_eq!(mapping.copy(4090, 20).unwrap().unwrap(), pattern_bytes(4090, 20));
         assert_eq!(mapping.send(0, 4096).unwrap().unwrap(), (4096, None));
+        assert_eq!(mapping.splice(0, 8192).unwrap().unwrap(), (8192, None));
         assert_eq!(mapping.futex(8), Some((-i64::from(libc::EAGAIN), None)));
         mapping.store(64, 0xc3).unwrap().unwrap();
         mapping.execute(64).unwrap().unwrap().unwrap();

@@ -151,6 +151,10 @@ static NOTICE: Noted = Noted::new();
 /// What is called outside this program, while it is.
 static EXECUTED: AtomicU64 = AtomicU64::new(0);
 
+/// For tests that raise signals, which are noted for the whole process.
+#[cfg(test)]
+pub static TURNS: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 extern "C" fn note_signal(number: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let accesses = [
         &raw const aconite_load_access as u64,
