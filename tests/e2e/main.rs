@@ -8,6 +8,7 @@ mod api;
 mod backings;
 mod boot;
 mod clocks;
+mod crowd;
 mod cycles;
 mod defects;
 mod disk;

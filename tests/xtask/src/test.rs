@@ -38,7 +38,7 @@ const ERRORS: [&str; 12] = [
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 14] = [
+const REMOVAL: [&str; 15] = [
     "removal::",
     "repurposed::",
     "kmem::",
@@ -53,6 +53,7 @@ const REMOVAL: [&str; 14] = [
     "flushes::",
     "dma_held::",
     "pins::",
+    "crowd::",
 ];
 
 /// The suites about NVDIMMs and their firmware.
