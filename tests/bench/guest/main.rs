@@ -5,13 +5,16 @@
 //! standard input and answers each with a line: `read ram|dax sequential|random` with the nanoseconds that it took,
 //! `touch` with the bytes of which every page was touched for the first time, `load OFFSET COUNT` and
 //! `copy OFFSET LENGTH COUNT` with the nanoseconds of so many loads of a word of the device or copies of a part of it.
+//! As `aconite-bench-guest plug` it answers `there` and `gone` when the block device of a memory device is there or is
+//! not, and `offline` when it has allowed the ejection of all containers.
 
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};
 use std::os::fd::AsRawFd;
 use std::process::Command;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The line that process 1 prints.
 const MARKER: &str = "aconite-bench: init";
@@ -19,6 +22,8 @@ const MARKER: &str = "aconite-bench: init";
 const WINDOW: usize = 64 << 20;
 /// Loads of a random reading.
 const RANDOM_LOADS: usize = 1 << 20;
+/// How often it is looked whether a device is there.
+const LOOK: Duration = Duration::from_millis(1);
 const PAGE: usize = 4096;
 const HUGE_PAGE: usize = 2 << 20;
 const DEVICE: &str = "/dev/dax0.0";
@@ -30,7 +35,8 @@ fn main() {
             std::thread::park();
         }
     }
-    if let Err(error) = serve() {
+    let served = if std::env::args().nth(1).as_deref() == Some("plug") { plug() } else { serve() };
+    if let Err(error) = served {
         println!("error {error}");
         std::process::exit(1);
     }
@@ -71,6 +77,41 @@ fn serve() -> io::Result<()> {
         };
         println!("{answer}");
         io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn plug() -> io::Result<()> {
+    println!("ready 0");
+    for line in io::stdin().lock().lines() {
+        match line?.trim() {
+            "there" => wait_for_block_device(true)?,
+            "gone" => wait_for_block_device(false)?,
+            "offline" => {
+                for container in fs::read_dir("/sys/devices/system/container")? {
+                    let switch = container?.path().join("online");
+                    if switch.exists() {
+                        fs::write(switch, "0")?;
+                    }
+                }
+            }
+            _ => return Ok(()),
+        }
+        println!("0");
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn wait_for_block_device(there: bool) -> io::Result<()> {
+    let any = || -> io::Result<bool> {
+        let names = fs::read_dir("/sys/block")?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(names.iter().any(|name| name.to_string_lossy().starts_with("pmem")))
+    };
+    while any()? != there {
+        thread::sleep(LOOK);
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ mod stage;
 use aconite::host::nested::machine::Clock;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use plan::{Console, Contestant, Image, Layout, Step};
+use plan::{Console, Contestant, Image, Layout, Step, Way};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,6 +47,8 @@ enum Group {
     PoisonTrap,
     /// 100 000 lines that are poisoned by request
     PoisonAdd,
+    /// A device that goes and comes, over each channel, beside QEMU's memory slots
+    HotplugCycle,
     /// Who maps a memory device: page tables of 200 processes, on this host itself
     Census,
     /// All rows about poison: pmem-armed, clean-access, fault-latency, poison-trap, poison-add
@@ -111,7 +113,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         arguments.groups.iter().copied().collect()
     };
     // Guests with Linux take minutes by the instruction clock, and these rows are ratios.
-    let only = arguments.clock.or((arguments.groups == [Group::Poison]).then_some(ClockName::Wall));
+    let only = arguments
+        .clock
+        .or(matches!(arguments.groups[..], [Group::Poison | Group::HotplugCycle]).then_some(ClockName::Wall));
     if groups.remove(&Group::Poison) {
         groups.extend(POISON);
     }
@@ -195,6 +199,9 @@ fn steps(groups: &BTreeSet<Group>, rounds: u32, clock: Clock) -> Vec<Step> {
     if has(Group::PoisonAdd) {
         let layouts = [Layout::Packed, Layout::Paged, Layout::Scattered];
         steps.extend(layouts.map(|layout| Step::Add { poisons: 100_000, layout }));
+    }
+    if has(Group::HotplugCycle) {
+        steps.extend(Way::ALL.map(|way| Step::Cycles { way }));
     }
     steps
 }

@@ -65,6 +65,39 @@ pub enum Layout {
     Scattered,
 }
 
+/// How a device goes and comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// QEMU's memory on a slot (pc-dimm), over ACPI.
+    Dimm,
+    /// An NVDIMM whose guest is asked over ACPI.
+    Container,
+    /// An NVDIMM that is taken away first; the guest is told over ACPI.
+    Surprise,
+    /// An NVDIMM whose driver the agent unbinds.
+    Agent,
+    /// Virtio-pmem behind a PCI Express port, by its button.
+    Port,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 5] = [Way::Dimm, Way::Container, Way::Surprise, Way::Agent, Way::Port];
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::Dimm => "pc-dimm of q35",
+            Way::Container => "orderly, container",
+            Way::Surprise => "surprise, container",
+            Way::Agent => "orderly, agent",
+            Way::Port => "virtio-pmem, port",
+        })
+    }
+}
+
 /// One thing to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -117,6 +150,11 @@ pub enum Step {
         /// How they lie.
         layout: Layout,
     },
+    /// A device that goes and comes.
+    Cycles {
+        /// How.
+        way: Way,
+    },
 }
 
 /// What a step yields.
@@ -139,6 +177,19 @@ pub enum Measured {
     Trap(Trap),
     /// Lines that were poisoned.
     Add(Added),
+    /// A device that goes and comes.
+    Cycles(Cycles),
+}
+
+/// A device that goes and comes, in nanoseconds, the middle one of several cycles.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Cycles {
+    /// From the request until the guest has let go of it and it is gone.
+    pub unplug: u64,
+    /// From the request until the guest can use it.
+    pub plug: u64,
+    /// What of both the monitor took for itself, if it says so.
+    pub own: Option<u64>,
 }
 
 /// Clean lines of a guarded page.

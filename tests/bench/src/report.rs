@@ -1,6 +1,8 @@
 //! From measurements to rows: value, target, and whether it is met.
 
-use crate::plan::{Boot, Console, Contestant, Control, Image, Measured, Memory, Pmem, Profile, Step};
+use crate::plan::{
+    Boot, Console, Contestant, Control, Cycles, Image, Measured, Memory, Pmem, Profile, Step, Way,
+};
 use crate::stage::Stage;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -77,6 +79,7 @@ impl Report {
             judge.pmem();
             judge.poison();
             judge.control();
+            judge.hotplug();
         }
         Report { kernel: stage.release.clone(), rows, runs }
     }
@@ -350,6 +353,32 @@ impl Judge<'_> {
                     self.row("poison-add", &what, memory, "MiB", Target::AtMost(32.0), String::new());
                 }
                 _ => {}
+            }
+        }
+    }
+
+    fn hotplug(&mut self) {
+        let found: Vec<(Way, Cycles)> = self
+            .run
+            .measured
+            .iter()
+            .filter_map(|(step, measured)| match (step, measured) {
+                (Step::Cycles { way }, Measured::Cycles(cycles)) => Some((*way, *cycles)),
+                _ => None,
+            })
+            .collect();
+        let whole = |cycles: &Cycles| (cycles.unplug + cycles.plug) as f64;
+        let ms = |ns: u64| ns as f64 / 1e6;
+        let qemu = found.iter().find(|(way, _)| *way == Way::Dimm).map(|(_, cycles)| *cycles);
+        for (way, cycles) in found {
+            let own =
+                cycles.own.map_or(String::new(), |own| format!(", {:.1} of both in the monitor", ms(own)));
+            let note = format!("unplug {:.0} ms, plug {:.0} ms{own}", ms(cycles.unplug), ms(cycles.plug));
+            let (what, rate) = (way.to_string(), 1e9 / whole(&cycles));
+            self.row("hotplug", &what, rate, "cycles/s", Target::None, note);
+            if let (Some(qemu), Way::Container) = (&qemu, way) {
+                let ratio = whole(&cycles) / whole(qemu);
+                self.row("hotplug", &what, ratio, "of QEMU", Target::AtMost(1.0), String::new());
             }
         }
     }

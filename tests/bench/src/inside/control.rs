@@ -1,6 +1,7 @@
 //! Round trips on the control socket of a machine whose guest is idle.
 
 use super::monitor::{Monitor, Start};
+use super::qmp::Qmp;
 use crate::plan::{Console, Contestant, Control, Image, Plan};
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
@@ -22,6 +23,7 @@ pub fn measure(plan: &Plan, contestant: Contestant) -> Result<Control> {
         image: Image::Vmlinux,
         console: Console::Quiet,
         pmem: false,
+        slot: false,
         socket: Some(&socket),
     };
     let mut monitor = Monitor::start(plan, &start)?;
@@ -94,23 +96,6 @@ fn http_reply(stream: &mut UnixStream) -> Result<()> {
 }
 
 fn qmp(socket: &Path) -> Result<u64> {
-    let mut stream = connect(socket)?;
-    let mut buffer = [0; 4096];
-    let mut line = |stream: &mut UnixStream| -> Result<()> {
-        let mut last = 0;
-        while last != b'\n' {
-            match stream.read(&mut buffer)? {
-                0 => bail!("QEMU closed the connection"),
-                count => last = buffer[count - 1],
-            }
-        }
-        Ok(())
-    };
-    line(&mut stream)?;
-    stream.write_all(b"{\"execute\":\"qmp_capabilities\"}\n")?;
-    line(&mut stream)?;
-    best(|| {
-        stream.write_all(b"{\"execute\":\"query-status\"}\n")?;
-        line(&mut stream)
-    })
+    let mut qmp = Qmp::connect(socket)?;
+    best(|| qmp.exchange("{\"execute\":\"query-status\"}\n").map(drop))
 }

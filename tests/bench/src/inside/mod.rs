@@ -6,8 +6,10 @@ mod control;
 mod counters;
 mod floors;
 mod guest;
+mod hotplug;
 mod monitor;
 mod pmem;
+mod qmp;
 mod trace;
 
 use crate::plan::{Line, Measured, Plan, Step};
@@ -50,6 +52,7 @@ fn measure(plan: &Plan, step: Step) -> Result<Measured> {
         Step::Pmem { poisons, layout } => Measured::Pmem(pmem::measure(plan, poisons, layout)?),
         Step::Clean { cpus } => Measured::Clean(pmem::clean(plan, cpus)?),
         Step::Trap => Measured::Trap(bare::trap(plan)?),
+        Step::Cycles { way } => Measured::Cycles(hotplug::measure(plan, way)?),
         Step::Add { poisons, layout } => Measured::Add(bare::add(plan, poisons, layout)?),
     })
 }

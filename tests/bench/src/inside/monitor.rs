@@ -29,6 +29,8 @@ pub struct Start<'a> {
     pub console: Console,
     /// A memory device of 1 GiB, for contestants that have them.
     pub pmem: bool,
+    /// A slot for memory that comes later, for contestants that have them.
+    pub slot: bool,
     /// Where to listen for control.
     pub socket: Option<&'a Path>,
 }
@@ -162,7 +164,8 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
     let qemu = Qemu::find(material.as_ref()).context("There is no QEMU")?;
     let mut command = qemu.command().context("There is no QEMU")?;
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"]);
-    command.args(["-smp", "1", "-m", &format!("{RAM_MIB}M"), "-serial", "stdio"]);
+    let slot = if start.slot { ",slots=1,maxmem=4G" } else { "" };
+    command.args(["-smp", "1", "-m", &format!("{RAM_MIB}M{slot}"), "-serial", "stdio"]);
     let machine = match start.contestant {
         // As small as it gets: qboot enters the kernel at once; without PIC and PIT the kernel takes the timers that
         // KVM has; an RTC saves the kernel a second of polling.
@@ -174,7 +177,9 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
     };
     command.arg("-machine").arg(machine);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
-    command.arg("-append").arg(format!("{COMMON} {own}"));
+    // What comes is not taken into use, so that it can go again.
+    let unused = if start.slot { " memhp_default_state=offline" } else { "" };
+    command.arg("-append").arg(format!("{COMMON} {own}{unused}"));
     if let Some(socket) = start.socket {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
     }
