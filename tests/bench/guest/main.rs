@@ -7,6 +7,11 @@
 //! `copy OFFSET LENGTH COUNT` with the nanoseconds of so many loads of a word of the device or copies of a part of it.
 //! As `aconite-bench-guest plug` it answers `there` and `gone` when the block device of a memory device is there or is
 //! not, and `offline` when it has allowed the ejection of all containers.
+//! As `aconite-bench-guest nvdimm` it waits for the first region of an NVDIMM bus; `ask COUNT` is so many questions to its
+//! firmware, `scrub` a scrub of the region, and `scrub-by-kernel COUNT` one by the kernel until it lists so many errors,
+//! all with nanoseconds; `records` is how many errors the last scrub has listed.
+
+mod firmware;
 
 use std::fs::{self, File};
 use std::hint::black_box;
@@ -35,7 +40,11 @@ fn main() {
             std::thread::park();
         }
     }
-    let served = if std::env::args().nth(1).as_deref() == Some("plug") { plug() } else { serve() };
+    let served = match std::env::args().nth(1).as_deref() {
+        Some("plug") => plug(),
+        Some("nvdimm") => nvdimm(),
+        _ => serve(),
+    };
     if let Err(error) = served {
         println!("error {error}");
         std::process::exit(1);
@@ -98,6 +107,29 @@ fn plug() -> io::Result<()> {
             _ => return Ok(()),
         }
         println!("0");
+        io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn nvdimm() -> io::Result<()> {
+    let mut bus = firmware::Bus::open()?;
+    println!("ready {}", bus.length);
+    let mut records = 0;
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let answer = match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["ask", count] => bus.ask(count.parse().map_err(io::Error::other)?)?,
+            ["scrub"] => {
+                let scrubbed = bus.scrub()?;
+                records = scrubbed.records;
+                scrubbed.nanoseconds
+            }
+            ["records"] => records,
+            ["scrub-by-kernel", count] => bus.scrub_by_kernel(count.parse().map_err(io::Error::other)?)?,
+            _ => return Ok(()),
+        };
+        println!("{answer}");
         io::stdout().flush()?;
     }
     Ok(())

@@ -91,9 +91,14 @@ fn round(
     loop {
         let patience = match current {
             None => PAUSE,
-            Some((Step::Pmem { .. } | Step::Clean { .. } | Step::Add { .. } | Step::Cycles { .. }, _)) => {
-                LONG_STEP
-            }
+            Some((
+                Step::Pmem { .. }
+                | Step::Clean { .. }
+                | Step::Add { .. }
+                | Step::Cycles { .. }
+                | Step::Scrub { .. },
+                _,
+            )) => LONG_STEP,
             Some(_) => STEP,
         };
         match lines.recv_timeout(patience) {

@@ -16,7 +16,7 @@ mod stage;
 use aconite::host::nested::machine::Clock;
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use plan::{Console, Contestant, Image, Layout, Step, Way};
+use plan::{Console, Contestant, Dimms, Image, Layout, Step, Way};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -49,15 +49,25 @@ enum Group {
     PoisonAdd,
     /// A device that goes and comes, over each channel, beside QEMU's memory slots
     HotplugCycle,
+    /// A call of the firmware of NVDIMMs
+    Dsm,
+    /// A scrub of a large device with 100 000 errors
+    Scrub,
+    /// A boot with 64 DIMMs beside one with a DIMM
+    Dimms,
     /// Who maps a memory device: page tables of 200 processes, on this host itself
     Census,
     /// All rows about poison: pmem-armed, clean-access, fault-latency, poison-trap, poison-add
     Poison,
+    /// All rows about NVDIMMs: dsm, scrub, dimms
+    Nvdimm,
 }
 
 /// The rows of [`Group::Poison`].
 const POISON: [Group; 5] =
     [Group::PmemArmed, Group::CleanAccess, Group::FaultLatency, Group::PoisonTrap, Group::PoisonAdd];
+/// The rows of [`Group::Nvdimm`].
+const NVDIMM: [Group; 3] = [Group::Dsm, Group::Scrub, Group::Dimms];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ClockName {
@@ -113,11 +123,13 @@ fn run(arguments: &Arguments) -> Result<()> {
         arguments.groups.iter().copied().collect()
     };
     // Guests with Linux take minutes by the instruction clock, and these rows are ratios.
-    let only = arguments
-        .clock
-        .or(matches!(arguments.groups[..], [Group::Poison | Group::HotplugCycle]).then_some(ClockName::Wall));
+    let ratios = matches!(arguments.groups[..], [Group::Poison | Group::HotplugCycle | Group::Nvdimm]);
+    let only = arguments.clock.or(ratios.then_some(ClockName::Wall));
     if groups.remove(&Group::Poison) {
         groups.extend(POISON);
+    }
+    if groups.remove(&Group::Nvdimm) {
+        groups.extend(NVDIMM);
     }
     if groups.remove(&Group::Census) {
         print!("{}", census::measure()?);
@@ -202,6 +214,18 @@ fn steps(groups: &BTreeSet<Group>, rounds: u32, clock: Clock) -> Vec<Step> {
     }
     if has(Group::HotplugCycle) {
         steps.extend(Way::ALL.map(|way| Step::Cycles { way }));
+    }
+    if has(Group::Dsm) {
+        steps.push(Step::Dsm);
+    }
+    if has(Group::Scrub) {
+        // With 40 bits of addresses, the largest power of two that has room beside RAM and PCI.
+        steps.push(Step::Scrub { gib: 512, poisons: 100_000 });
+    }
+    if has(Group::Dimms) {
+        for round in 0..rounds {
+            steps.extend(Dimms::ALL.map(|dimms| Step::Dimms { dimms, round }));
+        }
     }
     steps
 }

@@ -98,6 +98,21 @@ impl fmt::Display for Way {
     }
 }
 
+/// How many DIMMs a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dimms {
+    /// One, on a bus of its own.
+    One,
+    /// 64, on eight buses (`--preset nvdimm64`).
+    Many,
+}
+
+impl Dimms {
+    /// Both, in the order in which they take turns.
+    pub const ALL: [Dimms; 2] = [Dimms::One, Dimms::Many];
+}
+
 /// One thing to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -155,6 +170,22 @@ pub enum Step {
         /// How.
         way: Way,
     },
+    /// A call of the firmware of NVDIMMs.
+    Dsm,
+    /// A scrub of a memory device.
+    Scrub {
+        /// GiB of the device.
+        gib: u64,
+        /// Lines that are poisoned in it, each an error of its own.
+        poisons: u64,
+    },
+    /// From the first run of the processors to the agent.
+    Dimms {
+        /// With which DIMMs.
+        dimms: Dimms,
+        /// The turn, from 0.
+        round: u32,
+    },
 }
 
 /// What a step yields.
@@ -179,6 +210,32 @@ pub enum Measured {
     Add(Added),
     /// A device that goes and comes.
     Cycles(Cycles),
+    /// A call of the firmware of NVDIMMs.
+    Dsm(Dsm),
+    /// A scrub.
+    Scrub(Scrub),
+    /// Nanoseconds from the first run of the processors to the agent.
+    Dimms(u64),
+}
+
+/// A call of the firmware of NVDIMMs, by a process of the guest.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Dsm {
+    /// Nanoseconds.
+    pub time: f64,
+    /// Exits.
+    pub exits: f64,
+}
+
+/// A scrub, in nanoseconds of the guest.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Scrub {
+    /// From the start until a process has all errors from the firmware.
+    pub listed: u64,
+    /// Errors that an answer of the firmware holds.
+    pub answer: u64,
+    /// From the start until the kernel lists so many, when there are no more.
+    pub by_kernel: u64,
 }
 
 /// A device that goes and comes, in nanoseconds, the middle one of several cycles.

@@ -1,5 +1,7 @@
 //! From measurements to rows: value, target, and whether it is met.
 
+mod nvdimm;
+
 use crate::plan::{
     Boot, Console, Contestant, Control, Cycles, Image, Measured, Memory, Pmem, Profile, Step, Way,
 };
@@ -80,6 +82,7 @@ impl Report {
             judge.poison();
             judge.control();
             judge.hotplug();
+            judge.nvdimm();
         }
         Report { kernel: stage.release.clone(), rows, runs }
     }

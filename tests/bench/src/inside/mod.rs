@@ -8,6 +8,7 @@ mod floors;
 mod guest;
 mod hotplug;
 mod monitor;
+mod nvdimm;
 mod pmem;
 mod qmp;
 mod trace;
@@ -53,6 +54,9 @@ fn measure(plan: &Plan, step: Step) -> Result<Measured> {
         Step::Clean { cpus } => Measured::Clean(pmem::clean(plan, cpus)?),
         Step::Trap => Measured::Trap(bare::trap(plan)?),
         Step::Cycles { way } => Measured::Cycles(hotplug::measure(plan, way)?),
+        Step::Dsm => Measured::Dsm(nvdimm::call(plan)?),
+        Step::Scrub { gib, poisons } => Measured::Scrub(nvdimm::scrub(plan, gib, poisons)?),
+        Step::Dimms { dimms, round: _ } => Measured::Dimms(nvdimm::boot(plan, dimms)?),
         Step::Add { poisons, layout } => Measured::Add(bare::add(plan, poisons, layout)?),
     })
 }
