@@ -20,7 +20,7 @@ impl Judge<'_> {
                 (Step::Scrub { gib, poisons }, Measured::Scrub(scrub)) => {
                     let answers = poisons.div_ceil(scrub.answer);
                     let note = format!(
-                        "in {answers} answers, {:.0} exits' worth each; 1 TiB has no room in 40 bits of addresses",
+                        "in {answers} answers, each as long as {:.0} exits; 1 TiB does not fit into 40 bits of addresses beside RAM",
                         scrub.listed as f64 / answers as f64 / exit
                     );
                     let (what, most) = (format!("{gib} GiB, {poisons} errors"), Target::AtMost(5.0));
@@ -44,5 +44,38 @@ impl Judge<'_> {
             _ => None,
         });
         boots.reduce(f64::min)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Run;
+    use super::*;
+    use crate::plan::{Dsm, Scrub};
+
+    #[test]
+    fn rows_are_ratios_of_one_run() {
+        let boot = |dimms, round, time| (Step::Dimms { dimms, round }, Measured::Dimms(time));
+        let floors = [("mmio exit (write)".to_owned(), 1000.0)];
+        let measured = vec![
+            (Step::Floors, Measured::Floors(floors.into())),
+            (Step::Dsm, Measured::Dsm(Dsm { time: 5000.0, exits: 3.0 })),
+            (
+                Step::Scrub { gib: 512, poisons: 100 },
+                Measured::Scrub(Scrub { listed: 6_000_000_000, answer: 30, by_kernel: 1_000_000_000 }),
+            ),
+            boot(Dimms::One, 0, 200),
+            boot(Dimms::Many, 0, 300),
+            boot(Dimms::One, 1, 100),
+            boot(Dimms::Many, 1, 400),
+        ];
+        let run = Run { clock: "wall", measured, failed: Vec::new() };
+        let mut rows = Vec::new();
+        Judge { run: &run, rows: &mut rows }.nvdimm();
+        let rows: Vec<_> = rows.iter().map(|row| (row.row, row.value, row.met)).collect();
+        assert_eq!(
+            rows,
+            [("dsm", 5.0, None), ("scrub", 6.0, Some(false)), ("scrub", 1.0, None), ("dimms", 3.0, None)]
+        );
     }
 }
