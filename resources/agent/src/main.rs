@@ -171,6 +171,7 @@ fn set_up(nested_host: bool) -> Result<Server, String> {
     let nested_host = nested_host || command_line.split_whitespace().any(|word| word == ROLE_HOST);
     sys::raise_file_limit();
     if nested_host {
+        notes.extend(nested_root::leave_first_processor().err());
         notes.extend(nested_root::settle_clock().err());
     }
     notes.extend(boot::load_modules());

@@ -83,6 +83,21 @@ pub fn settle_clock() -> Result<(), String> {
     }
 }
 
+/// Leaves the first processor, with everything that is started from here on, if there are others: no guest may run there.
+///
+/// Each thread of QEMU that restores the state of an FPU clears a bit (HF2_IGNNE) in a word of the first processor, and
+/// not atomically (`cpu_clear_ignne()` in target/i386/tcg/system/fpu_helper.c, by `cpu_set_fpus()`). The word also has the
+/// global interrupt flag and whether a guest runs on nested page tables, which CLGI, STGI, VMRUN and #VMEXIT change: one
+/// of these changes was undone now and then. The processor then took its own state for that of the guest.
+pub fn leave_first_processor() -> Result<(), String> {
+    match sys::leave_processor(0) {
+        Err(error) if error.kind() != std::io::ErrorKind::InvalidInput => {
+            Err(format!("Cannot leave the first processor: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// `/dev/kvm` is there and can be opened; a note if not.
 pub fn check_kvm() -> Result<(), String> {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -190,6 +190,25 @@ pub fn uname() -> (String, String) {
     (text(&names.release), text(&names.version))
 }
 
+/// Moves this process, and those that it starts, away from a processor.
+///
+/// # Errors
+/// There is no other processor (`InvalidInput`), or the kernel does not allow it.
+pub fn leave_processor(number: usize) -> io::Result<()> {
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: cpu_set_t is plain data for which all zeroes are a value, the pointers are to a local, and `number` is
+    // checked by CPU_CLR.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size, &mut set) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        libc::CPU_CLR(number, &mut set);
+        libc::sched_setaffinity(0, size, &set)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Allows as many open files as the system does.
 pub fn raise_file_limit() {
     // SAFETY: rlimit is plain data and the pointers are to a local.

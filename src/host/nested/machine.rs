@@ -208,7 +208,8 @@ impl Drop for Machine {
 fn arguments(command: &mut Command, parts: &Parts, memory: u64, cpus: usize) {
     match parts.clock {
         Clock::Wall => {
-            command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-smp", &cpus.to_string()]);
+            // The first one runs no guests (`leave_first_processor` of the agent).
+            command.args(["-accel", "tcg,thread=multi,tb-size=1024", "-smp", &(cpus + 1).to_string()]);
         }
         Clock::Instructions => {
             command.args(["-accel", "tcg,thread=single,tb-size=1024", "-smp", "1"]);
