@@ -64,39 +64,45 @@ fn serve() -> io::Result<()> {
     let size = fs::read_to_string("/sys/bus/dax/devices/dax0.0/size")?;
     let size: usize = size.trim().parse().map_err(io::Error::other)?;
     let (dax, ram) = (Map::of(&device, size)?, Map::anonymous(WINDOW)?);
-    println!("ready {size}");
-    for line in io::stdin().lock().lines() {
-        let line = line?;
-        let answer = match line.split_whitespace().collect::<Vec<_>>()[..] {
+    answer_each(size as u64, |words| {
+        Ok(Some(match *words {
             ["touch"] => dax.touch(),
             ["read", "ram", order] => read(&ram.words()[..WINDOW / 8], order),
             ["read", "dax", order] => read(&dax.words()[..WINDOW / 8], order),
             ["load", offset, count] => match (offset.parse::<usize>(), count.parse()) {
                 (Ok(offset), Ok(count)) if offset / 8 < dax.len / 8 => load(&dax.words()[offset / 8], count),
-                _ => return Ok(()),
+                _ => return Ok(None),
             },
             ["copy", offset, length, count] => match (offset.parse::<usize>(), length.parse(), count.parse())
             {
                 (Ok(offset), Ok(length @ 0..=PAGE), Ok(count)) if offset + length <= dax.len => {
                     copy(&dax.words()[offset / 8..][..length / 8], count)
                 }
-                _ => return Ok(()),
+                _ => return Ok(None),
             },
-            _ => return Ok(()),
-        };
-        println!("{answer}");
+            _ => return Ok(None),
+        }))
+    })
+}
+
+/// Says that it is ready, with a number, and answers each request with one, until one is not understood (`None`).
+fn answer_each(ready: u64, mut answer: impl FnMut(&[&str]) -> io::Result<Option<u64>>) -> io::Result<()> {
+    println!("ready {ready}");
+    for line in io::stdin().lock().lines() {
+        let line = line?;
+        let Some(number) = answer(&line.split_whitespace().collect::<Vec<_>>())? else { return Ok(()) };
+        println!("{number}");
         io::stdout().flush()?;
     }
     Ok(())
 }
 
 fn plug() -> io::Result<()> {
-    println!("ready 0");
-    for line in io::stdin().lock().lines() {
-        match line?.trim() {
-            "there" => wait_for_block_device(true)?,
-            "gone" => wait_for_block_device(false)?,
-            "offline" => {
+    answer_each(0, |words| {
+        match *words {
+            ["there"] => wait_for_block_device(true)?,
+            ["gone"] => wait_for_block_device(false)?,
+            ["offline"] => {
                 for container in fs::read_dir("/sys/devices/system/container")? {
                     let switch = container?.path().join("online");
                     if switch.exists() {
@@ -104,21 +110,17 @@ fn plug() -> io::Result<()> {
                     }
                 }
             }
-            _ => return Ok(()),
+            _ => return Ok(None),
         }
-        println!("0");
-        io::stdout().flush()?;
-    }
-    Ok(())
+        Ok(Some(0))
+    })
 }
 
 fn nvdimm() -> io::Result<()> {
     let mut bus = firmware::Bus::open()?;
-    println!("ready {}", bus.length);
     let mut records = 0;
-    for line in io::stdin().lock().lines() {
-        let line = line?;
-        let answer = match line.split_whitespace().collect::<Vec<_>>()[..] {
+    answer_each(bus.length, |words| {
+        Ok(Some(match *words {
             ["ask", count] => bus.ask(count.parse().map_err(io::Error::other)?)?,
             ["scrub"] => {
                 let scrubbed = bus.scrub()?;
@@ -127,12 +129,9 @@ fn nvdimm() -> io::Result<()> {
             }
             ["records"] => records,
             ["scrub-by-kernel", count] => bus.scrub_by_kernel(count.parse().map_err(io::Error::other)?)?,
-            _ => return Ok(()),
-        };
-        println!("{answer}");
-        io::stdout().flush()?;
-    }
-    Ok(())
+            _ => return Ok(None),
+        }))
+    })
 }
 
 fn wait_for_block_device(there: bool) -> io::Result<()> {

@@ -18,8 +18,8 @@ const COUNT: usize = 8;
 const PORT_COUNT: usize = 3;
 /// Bytes of what goes and comes: a block of the kernel's memory hot-plug.
 const SIZE: &str = "128M";
-/// QEMU's table tells of an insertion or of a removal: one that is asked for too early is lost (MSCN in
-/// hw/acpi/memory_hotplug.c).
+/// A removal that QEMU is asked for right after an insertion was seen to get lost: the guest hears of the insertion once
+/// more, and never of the removal.
 const SETTLE: Duration = Duration::from_millis(500);
 /// How long a guest may take for one way.
 const PATIENCE: &str = "60s";
