@@ -19,6 +19,7 @@ mod dma;
 mod errors;
 mod firmware;
 mod flush;
+mod handle;
 mod injection;
 mod mce;
 mod media;
@@ -38,12 +39,11 @@ mod tell;
 mod topology;
 mod virtio_pmem;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -60,21 +60,20 @@ use self::console::LastWords;
 pub use self::console::{ConsoleLog, ConsoleSink};
 use self::cpu::{Cpu, CpuEnd, Left, Mailbox, Message};
 use self::departing::{Departing, Farewell};
+use self::handle::no_agent;
+pub use self::handle::{GuestAgent, Handle};
 pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
 pub use self::tell::GuestUnit;
 use self::tell::Ways;
-use crate::api::Executor;
 use crate::command::{
-    Census, Command, Error, ErrorCode, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest,
-    PoisonPlace, ProcessMemory, RemoveMode, Reply,
+    Command, Error, Event, EventBus, MachineInfo, MachineState, MceQueued, MceRequest, PoisonPlace, Reply,
 };
 use crate::config;
 use crate::fault::Progress;
 use crate::host::usage::Usage;
 use crate::kvm::{Held, Stopped};
 use crate::memory::host_fault;
-use crate::units::ByteRange;
 use crate::workers::Outbox;
 
 /// How often firmware events that the guest has not fetched are announced again: an edge is lost while the
@@ -101,117 +100,6 @@ pub enum LoopError {
         /// The system's answer.
         source: io::Error,
     },
-}
-
-type Asked = (Command, Sender<Result<Reply, Error>>);
-
-#[derive(Debug, Default)]
-struct Requests {
-    commands: VecDeque<Asked>,
-    stop: Option<Cause>,
-    closed: bool,
-}
-
-/// The way into a machine's main loop, for any thread.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    requests: Arc<Mutex<Requests>>,
-    wake: Arc<EventFd>,
-    events: EventBus,
-    agent: Arc<OnceLock<Arc<dyn GuestAgent>>>,
-}
-
-/// Whoever can look into the guest, and act in it.
-pub trait GuestAgent: Send + Sync + std::fmt::Debug {
-    /// The guest-physical addresses of `memory`, in order of virtual address. The guest may move it at any time.
-    ///
-    /// # Errors
-    /// There is no such process, or the memory is not there; or nobody answers.
-    fn look_up(&self, memory: ProcessMemory) -> Result<Vec<ByteRange>, Error>;
-
-    /// Names the processes that have the mappings of the user's half, as far as it can.
-    ///
-    /// # Errors
-    /// Nobody answers.
-    fn name_owners(&self, census: &mut Census) -> Result<(), Error>;
-
-    /// Makes the guest let go of a unit, in order or at once. Returns when it has, or with why it has not.
-    ///
-    /// # Errors
-    /// The guest uses it still, or nobody answers.
-    fn let_go(&self, unit: &GuestUnit, mode: RemoveMode) -> Result<(), Error>;
-
-    /// Makes the guest use a unit that it had let go of by [`Self::let_go`].
-    ///
-    /// # Errors
-    /// No driver takes it, or nobody answers.
-    fn take_up(&self, unit: &GuestUnit) -> Result<(), Error>;
-}
-
-fn no_agent() -> Error {
-    Error::new(
-        ErrorCode::WrongState,
-        "The memory of processes is looked up by the agent, which does not answer (yet)",
-        "wait for the event agent_ready, or start the machine with its agent, or name addresses of ram",
-    )
-}
-
-impl Handle {
-    /// Ends the machine for `cause`, the first one counts.
-    pub fn stop(&self, cause: Cause) {
-        self.requests().stop.get_or_insert(cause);
-        self.ring();
-    }
-
-    /// From now on `agent` is there.
-    pub fn meet(&self, agent: Arc<dyn GuestAgent>) {
-        // A machine has one agent, which is connected to once.
-        let _ = self.agent.set(agent);
-    }
-
-    fn ring(&self) {
-        if let Err(error) = self.wake.write(1) {
-            tracing::error!(%error, "the main loop was not woken");
-        }
-    }
-
-    fn requests(&self) -> std::sync::MutexGuard<'_, Requests> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Executor for Handle {
-    fn execute(&self, command: Command) -> Result<Reply, Error> {
-        // Asked here and not in the main loop, which carries the answer.
-        let command = match command {
-            Command::PoisonPlace { place: PoisonPlace::Process(memory) } => {
-                let agent = self.agent.get().ok_or_else(no_agent)?;
-                Command::PoisonPlace { place: PoisonPlace::Addresses(agent.look_up(memory)?) }
-            }
-            command => command,
-        };
-        let (sender, receiver) = mpsc::channel();
-        {
-            let mut requests = self.requests();
-            if requests.closed {
-                return Err(Error::machine_gone());
-            }
-            requests.commands.push_back((command, sender));
-        }
-        self.ring();
-        let mut reply = receiver.recv().unwrap_or_else(|_| Err(Error::machine_gone()));
-        if let (Ok(Reply::Census(census)), Some(agent)) = (&mut reply, self.agent.get()) {
-            // Without names it says as much.
-            if let Err(error) = agent.name_owners(census) {
-                tracing::warn!(%error, "the agent does not name the processes of a census");
-            }
-        }
-        reply
-    }
-
-    fn events(&self) -> &EventBus {
-        &self.events
-    }
 }
 
 /// What a machine says of itself beside its description.
@@ -259,12 +147,7 @@ impl Machine {
         let events = spec.events.clone();
         let config = spec.config.clone();
         let built = build::build(spec)?;
-        let handle = Handle {
-            requests: Arc::default(),
-            wake: wake.clone(),
-            events: events.clone(),
-            agent: Arc::default(),
-        };
+        let handle = Handle::new(wake.clone(), events.clone());
         let mailbox = Mailbox::new(sender, wake);
         let ways = Ways {
             platform: built.platform.clone(),
