@@ -1,6 +1,7 @@
 //! What runs in the guests of the benchmarks.
 //!
-//! As process 1 it says that user space is reached, and waits to be killed with its machine. As an ordinary program
+//! As process 1 it says that user space is reached, and waits to be killed with its machine; before it waits, it puts a
+//! disk to work if `disk` is in its environment. As an ordinary program
 //! (`aconite-bench-guest pmem`) it makes a device-dax of the first memory device, then reads requests from its
 //! standard input and answers each with a line: `read ram|dax sequential|random` with the nanoseconds that it took,
 //! `touch` with the bytes of which every page was touched for the first time, `load OFFSET COUNT` and
@@ -11,6 +12,7 @@
 //! firmware, `scrub` a scrub of the region, and `scrub-by-kernel COUNT` one by the kernel until it lists so many errors,
 //! all with nanoseconds; `records` is how many errors the last scrub has listed.
 
+mod disk;
 mod firmware;
 
 use std::fs::{self, File};
@@ -36,6 +38,11 @@ const DEVICE: &str = "/dev/dax0.0";
 fn main() {
     if std::process::id() == 1 {
         println!("{MARKER}");
+        if std::env::var_os("disk").is_some()
+            && let Err(error) = disk::run()
+        {
+            println!("disk-error {error}");
+        }
         loop {
             std::thread::park();
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 /// Where the files are in level 1: in memory, and not where guests mount something over what is packed for them.
 const DIR: &str = "/aconite-bench";
-/// How long a memory device may take in the host's time; it takes half a minute.
+/// How long a device may take in the host's time; it takes half a minute.
 const LONG_STEP: Duration = Duration::from_secs(200);
 /// How long any other step may take. It takes ten seconds, but under the instruction clock guests, mostly QEMU's,
 /// sometimes hang together with their level 1.
@@ -96,6 +96,7 @@ fn round(
                 | Step::Clean { .. }
                 | Step::Add { .. }
                 | Step::Cycles { .. }
+                | Step::Disk { .. }
                 | Step::Scrub { .. },
                 _,
             )) => LONG_STEP,

@@ -49,6 +49,8 @@ enum Group {
     PoisonAdd,
     /// A device that goes and comes, over each channel, beside QEMU's memory slots
     HotplugCycle,
+    /// Requests to a disk, beside QEMU
+    Disk,
     /// A call of the firmware of NVDIMMs
     Dsm,
     /// A scrub of a large device with 100 000 errors
@@ -123,7 +125,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         arguments.groups.iter().copied().collect()
     };
     // Guests with Linux take minutes by the instruction clock, and these rows are ratios.
-    let ratios = matches!(arguments.groups[..], [Group::Poison | Group::HotplugCycle | Group::Nvdimm]);
+    let ratios =
+        matches!(arguments.groups[..], [Group::Poison | Group::HotplugCycle | Group::Disk | Group::Nvdimm]);
     let only = arguments.clock.or(ratios.then_some(ClockName::Wall));
     if groups.remove(&Group::Poison) {
         groups.extend(POISON);
@@ -214,6 +217,13 @@ fn steps(groups: &BTreeSet<Group>, rounds: u32, clock: Clock) -> Vec<Step> {
     }
     if has(Group::HotplugCycle) {
         steps.extend(Way::ALL.map(|way| Step::Cycles { way }));
+    }
+    if has(Group::Disk) {
+        for round in 0..rounds {
+            steps.extend(
+                [Contestant::Aconite, Contestant::Q35].map(|contestant| Step::Disk { contestant, round }),
+            );
+        }
     }
     if has(Group::Dsm) {
         steps.push(Step::Dsm);

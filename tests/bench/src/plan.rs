@@ -170,6 +170,13 @@ pub enum Step {
         /// How.
         way: Way,
     },
+    /// Requests to a disk.
+    Disk {
+        /// Who.
+        contestant: Contestant,
+        /// The turn, from 0.
+        round: u32,
+    },
     /// A call of the firmware of NVDIMMs.
     Dsm,
     /// A scrub of a memory device.
@@ -210,12 +217,25 @@ pub enum Measured {
     Add(Added),
     /// A device that goes and comes.
     Cycles(Cycles),
+    /// Requests to a disk, by load.
+    Disk(BTreeMap<String, Requests>),
     /// A call of the firmware of NVDIMMs.
     Dsm(Dsm),
     /// A scrub.
     Scrub(Scrub),
     /// Nanoseconds from the first run of the processors to the agent.
     Dimms(u64),
+}
+
+/// Requests to a disk: the shortest time of several turns, and the fewest exits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Requests {
+    /// Nanoseconds of a request.
+    pub time: f64,
+    /// Exits of a request.
+    pub exits: f64,
+    /// Exits of a request to the monitor.
+    pub monitor_exits: f64,
 }
 
 /// A call of the firmware of NVDIMMs, by a process of the guest.

@@ -1,5 +1,6 @@
 //! From measurements to rows: value, target, and whether it is met.
 
+mod disk;
 mod nvdimm;
 
 use crate::plan::{
@@ -82,6 +83,7 @@ impl Report {
             judge.poison();
             judge.control();
             judge.hotplug();
+            judge.disk();
             judge.nvdimm();
         }
         Report { kernel: stage.release.clone(), rows, runs }

@@ -1,6 +1,7 @@
 //! The files of a run, put together in one directory that is then copied into the memory of level 1.
 
 use crate::kernel;
+use aconite::guest::modules::{Module, ModuleTree};
 use aconite::host::manifest;
 use aconite::host::material::{FETCH_REMEDY, Material};
 use anyhow::{Context, Result, bail};
@@ -11,6 +12,8 @@ use std::process::Command;
 
 /// The kernel of all guests.
 const KERNEL: &str = "6.12";
+/// What it needs for a disk.
+const DISK_DRIVERS: [&str; 2] = ["virtio_pci", "virtio_blk"];
 
 /// What was put together.
 #[derive(Debug)]
@@ -40,7 +43,11 @@ impl Stage {
         write(&dir.join("vmlinux"), &kernel::unpack(&image)?)?;
         write(&dir.join("vmlinuz"), &image)?;
         let program = fs::read(guest).with_context(|| format!("Cannot read {}", guest.display()))?;
-        write(&dir.join("initrd"), &initramfs(&program))?;
+        write(&dir.join("initrd"), &initramfs(&program, &[]))?;
+        let modules = ModuleTree::open(&kernel.modules)?;
+        let mut drivers = Vec::new();
+        DISK_DRIVERS.iter().try_for_each(|name| modules.add(name, &mut drivers))?;
+        write(&dir.join("initrd-disk"), &initramfs(&program, &drivers))?;
         copy(guest, &dir.join("guest"))?;
         copy(&std::env::current_exe().context("Cannot find this program")?, &dir.join("bench"))?;
         let stripped = dir.join("aconite");
@@ -79,11 +86,11 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// An archive with one program, `/init` (Documentation/driver-api/early-userspace/buffer-format.rst). The kernel's
-/// own archive has /dev/console.
-fn initramfs(program: &[u8]) -> Vec<u8> {
+/// An archive with one program, `/init`, and `modules` as `/0.ko` and so on
+/// (Documentation/driver-api/early-userspace/buffer-format.rst). The kernel's own archive has /dev/console.
+fn initramfs(program: &[u8], modules: &[Module]) -> Vec<u8> {
     let mut archive = Vec::new();
-    for (name, mode, data) in [("init", 0o100_755u32, program), ("TRAILER!!!", 0, &[])] {
+    let mut entry = |name: &str, mode: u32, data: &[u8]| {
         let fields = [0, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
         archive.extend_from_slice(b"070701");
         fields.iter().for_each(|field| archive.extend_from_slice(format!("{field:08x}").as_bytes()));
@@ -92,7 +99,12 @@ fn initramfs(program: &[u8]) -> Vec<u8> {
         archive.resize(archive.len().next_multiple_of(4), 0);
         archive.extend_from_slice(data);
         archive.resize(archive.len().next_multiple_of(4), 0);
+    };
+    entry("init", 0o100_755, program);
+    for (number, module) in modules.iter().enumerate() {
+        entry(&format!("{number}.ko"), 0o100_644, &module.image);
     }
+    entry("TRAILER!!!", 0, &[]);
     archive
 }
 
@@ -102,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_archive_is_aligned_and_ends() {
-        let archive = initramfs(b"program");
+        let archive = initramfs(b"program", &[]);
         assert_eq!(archive.len() % 4, 0);
         assert!(archive.starts_with(b"070701") && archive.windows(10).any(|name| name == b"TRAILER!!!"));
         assert_eq!(&archive[116..123], b"program", "110 bytes of header, 5 of name, padding");

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 /// Boots once and measures.
 pub fn measure(plan: &Plan, contestant: Contestant, image: Image, console: Console) -> Result<Boot> {
-    let start = Start { contestant, image, console, pmem: false, slot: false, socket: None };
+    let start = Start { contestant, image, console, pmem: false, slot: false, disk: None, socket: None };
     let mut monitor = Monitor::start(plan, &start)?;
     let to_init = monitor.wait_for_init()?.as_nanos() as u64;
     let counters = counters::of_machine(monitor.pid())?;
@@ -22,7 +22,8 @@ pub fn measure(plan: &Plan, contestant: Contestant, image: Image, console: Conso
 
 /// Boots once under tracing.
 pub fn profile(plan: &Plan, contestant: Contestant, console: Console, pmem: bool) -> Result<Profile> {
-    let start = Start { contestant, image: Image::Vmlinux, console, pmem, slot: false, socket: None };
+    let start =
+        Start { contestant, image: Image::Vmlinux, console, pmem, slot: false, disk: None, socket: None };
     let trace = Trace::start()?;
     let mut monitor = Monitor::start(plan, &start)?;
     monitor.wait_for_init()?;

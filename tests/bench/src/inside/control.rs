@@ -24,6 +24,7 @@ pub fn measure(plan: &Plan, contestant: Contestant) -> Result<Control> {
         console: Console::Quiet,
         pmem: false,
         slot: false,
+        disk: None,
         socket: Some(&socket),
     };
     let mut monitor = Monitor::start(plan, &start)?;

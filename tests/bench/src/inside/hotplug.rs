@@ -54,6 +54,7 @@ fn dimm(plan: &Plan, socket: &Path) -> Result<Cycles> {
         console: Console::Quiet,
         pmem: false,
         slot: true,
+        disk: None,
         socket: Some(socket),
     };
     let mut monitor = Monitor::start(plan, &start)?;

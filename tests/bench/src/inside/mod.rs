@@ -4,6 +4,7 @@ mod bare;
 mod boot;
 mod control;
 mod counters;
+mod disk;
 mod floors;
 mod guest;
 mod hotplug;
@@ -54,6 +55,7 @@ fn measure(plan: &Plan, step: Step) -> Result<Measured> {
         Step::Clean { cpus } => Measured::Clean(pmem::clean(plan, cpus)?),
         Step::Trap => Measured::Trap(bare::trap(plan)?),
         Step::Cycles { way } => Measured::Cycles(hotplug::measure(plan, way)?),
+        Step::Disk { contestant, round: _ } => Measured::Disk(disk::measure(plan, contestant)?),
         Step::Dsm => Measured::Dsm(nvdimm::call(plan)?),
         Step::Scrub { gib, poisons } => Measured::Scrub(nvdimm::scrub(plan, gib, poisons)?),
         Step::Dimms { dimms, round: _ } => Measured::Dimms(nvdimm::boot(plan, dimms)?),

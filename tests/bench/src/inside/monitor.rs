@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 pub const RAM_MIB: u64 = 512;
 /// What process 1 of the guest says.
 const MARKER: &[u8] = b"aconite-bench: init";
+/// How a line begins by which the guest says that its work has failed.
+const ERROR: &str = "disk-error";
 /// What aconite puts on every kernel command line; QEMU is given the same.
 const COMMON: &str = "console=ttyS0 panic=-1 printk.devkmsg=on";
 /// How often the console is looked at. Waking for every byte would cost more than some of the contestants.
@@ -31,6 +33,8 @@ pub struct Start<'a> {
     pub pmem: bool,
     /// A slot for memory that comes later, for contestants that have them.
     pub slot: bool,
+    /// The file of a disk, which the guest puts to work.
+    pub disk: Option<&'a Path>,
     /// Where to listen for control.
     pub socket: Option<&'a Path>,
 }
@@ -41,6 +45,8 @@ pub struct Monitor {
     child: Child,
     output: ChildStdout,
     console: Vec<u8>,
+    /// Bytes of the console before the line that was asked for last ended.
+    heard: usize,
     errors: PathBuf,
     started: Duration,
     timeout: Duration,
@@ -61,7 +67,7 @@ impl Monitor {
             libc::fcntl(output.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK)
         };
         let timeout = plan.boot_timeout;
-        let monitor = Monitor { child, output, console: Vec::new(), errors, started, timeout };
+        let monitor = Monitor { child, output, console: Vec::new(), heard: 0, errors, started, timeout };
         if set < 0 {
             bail!("Cannot read the console without waiting: {}", std::io::Error::last_os_error());
         }
@@ -93,17 +99,43 @@ impl Monitor {
                 return Ok(now() - self.started);
             }
             if !open || Instant::now() > deadline {
-                let tail = self.console[self.console.len().saturating_sub(600)..].to_vec();
                 bail!(
                     "No user space after {:?}{}; console: {:?}; errors: {:?}",
                     now() - self.started,
                     if open { "" } else { ", the monitor has ended" },
-                    String::from_utf8_lossy(&tail),
+                    self.last_words(),
                     std::fs::read_to_string(&self.errors).unwrap_or_default()
                 );
             }
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// Waits for a line that starts with `word`, and returns what follows it.
+    pub fn wait_for_line(&mut self, word: &str) -> Result<String> {
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let open = self.take_output()?;
+            while let Some(length) = self.console[self.heard..].iter().position(|byte| *byte == b'\n') {
+                let line = String::from_utf8_lossy(&self.console[self.heard..][..length]).into_owned();
+                self.heard += length + 1;
+                if line.starts_with(ERROR) {
+                    bail!("The guest says {line:?}");
+                }
+                if let Some(rest) = line.trim().strip_prefix(word) {
+                    return Ok(rest.trim().to_owned());
+                }
+            }
+            if !open || Instant::now() > deadline {
+                bail!("The guest does not say {word:?}; console: {:?}", self.last_words());
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// The end of the console.
+    fn last_words(&self) -> String {
+        String::from_utf8_lossy(&self.console[self.console.len().saturating_sub(600)..]).into_owned()
     }
 
     /// Reads what is there; `false` at the end.
@@ -146,11 +178,16 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
         Image::Vmlinux => "vmlinux",
         Image::Bzimage => "vmlinuz",
     });
-    let initrd = plan.dir.join("initrd");
+    let initrd = plan.dir.join(if start.disk.is_some() { "initrd-disk" } else { "initrd" });
+    // The kernel makes process 1's environment of parameters that it does not know.
+    let own = if start.disk.is_some() { format!("{own} disk=work") } else { own.to_owned() };
     if start.contestant == Contestant::Aconite {
         let mut command = Command::new(plan.dir.join("aconite"));
         command.args(["run", "--host=kvm", "--no-agent", "--cpus=1"]);
         command.arg(format!("--memory={RAM_MIB}M")).arg("--append").arg(own);
+        if let Some(disk) = start.disk {
+            command.arg(format!("--disk=file={},id=d0", disk.display()));
+        }
         command.arg("--kernel").arg(kernel).arg("--initrd").arg(initrd);
         if start.pmem {
             command.args(["--pmem", "size=1G,id=p0"]);
@@ -180,6 +217,11 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
     // What comes is not taken into use, so that it can go again.
     let unused = if start.slot { " memhp_default_state=offline" } else { "" };
     command.arg("-append").arg(format!("{COMMON} {own}{unused}"));
+    if let Some(disk) = start.disk {
+        // The same cache as aconite's: the host's pages, written back when the guest flushes; threads read and write.
+        let file = format!("file={},if=none,id=d0,format=raw,cache=writeback,aio=threads", disk.display());
+        command.args(["-drive", &file, "-device", "virtio-blk-pci,drive=d0"]);
+    }
     if let Some(socket) = start.socket {
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
     }
