@@ -13,7 +13,8 @@ use super::TrapError;
 use super::touch::{Pages, Touch, event_in_flight};
 use crate::kvm::{KvmError, RunError, StopAt, Vcpu, VcpuExitKind};
 use crate::memory::{AddressSpace, MapError, Region};
-use crate::x86::step::{StepMethod, StepPlan};
+use crate::x86::bulk::RFLAGS_RF;
+use crate::x86::step::StepPlan;
 
 /// RFLAGS.TF: the guest steps itself.
 pub(super) const RFLAGS_TF: u64 = 1 << 8;
@@ -41,7 +42,8 @@ pub(super) enum Stepped {
 pub(super) struct Step {
     plan: StepPlan,
     rip: u64,
-    own_trap_flag: bool,
+    /// TF and RF as the guest had them.
+    own_flags: u64,
     delivering: bool,
     /// The instruction is about debug registers itself.
     owns_debug: bool,
@@ -64,7 +66,7 @@ impl Step {
         let gates = if plan.may_raise { touch.gate_pages(space) } else { Pages::new() };
         Ok(Self {
             rip: touch.state.regs.rip,
-            own_trap_flag: touch.state.regs.rflags & RFLAGS_TF != 0,
+            own_flags: touch.state.regs.rflags & (RFLAGS_TF | RFLAGS_RF),
             delivering: touch.delivery.is_some(),
             owns_debug: touch.running().is_some_and(|operands| operands.names_debug_register()),
             debug: vcpu.debug_registers()?,
@@ -78,14 +80,19 @@ impl Step {
 
     /// Runs the vCPU over it.
     pub fn run(self, vcpu: &mut Vcpu, space: &AddressSpace) -> Result<Stepped, TrapError> {
-        let stop = match self.plan.method {
-            StepMethod::Trap => StopAt { trap: true, breakpoint: None },
-            StepMethod::BreakAt { target } => StopAt { trap: false, breakpoint: Some(target) },
-            StepMethod::TrapOrBreakAt { target } => StopAt { trap: true, breakpoint: Some(target) },
-            StepMethod::TimeLimit => StopAt::default(),
-        };
+        let method = self.plan.method;
+        let stop = StopAt { trap: method.traps(), breakpoint: method.breakpoint() };
+        if self.leads_to_itself() {
+            change_flags(vcpu, |flags| flags | RFLAGS_RF)?;
+        }
         let exit = self.with_pages(&self.opened, |step| vcpu.step(stop, &step.debug))?;
         self.settle(vcpu, space, exit)
+    }
+
+    /// Whether the breakpoint behind the instruction is on the instruction: an interrupt that came before an IRET returns
+    /// to that IRET by the same one. Without RF the vCPU would stop before it, again and again.
+    fn leads_to_itself(&self) -> bool {
+        !self.delivering && self.plan.method.breakpoint() == Some(self.rip)
     }
 
     /// Goes on after the exit was served.
@@ -99,11 +106,7 @@ impl Step {
     /// The instruction is taken back: the vCPU stands at it, with the trap flag that the guest had.
     pub fn give_up(self, vcpu: &mut Vcpu) -> Result<(), KvmError> {
         vcpu.end_step()?;
-        if self.own_trap_flag {
-            let mut regs = vcpu.regs()?;
-            regs.rflags |= RFLAGS_TF;
-            vcpu.set_regs(&regs)?;
-        }
+        self.restore_flags(vcpu)?;
         self.settle_debug(vcpu, false, 0)
     }
 
@@ -145,17 +148,24 @@ impl Step {
             other => Stepped::Ended(other),
         };
         let done = matches!(ended, Stepped::Done);
-        let trapped = matches!(self.plan.method, StepMethod::Trap | StepMethod::TrapOrBreakAt { .. });
-        if trapped && if done { self.plan.trap_flag } else { self.own_trap_flag } {
-            let mut regs = vcpu.regs()?;
-            regs.rflags |= RFLAGS_TF;
-            vcpu.set_regs(&regs)?;
+        if !done {
+            self.restore_flags(vcpu)?;
+        } else if self.plan.method.traps() && self.plan.trap_flag {
+            change_flags(vcpu, |flags| flags | RFLAGS_TF)?;
         }
         if done {
             self.hide_trap_flag(space);
         }
         self.settle_debug(vcpu, done, status)?;
         Ok(ended)
+    }
+
+    /// The instruction is not done: the guest has its own TF and RF again.
+    fn restore_flags(&self, vcpu: &Vcpu) -> Result<(), KvmError> {
+        if self.own_flags & RFLAGS_TF != 0 || self.leads_to_itself() {
+            change_flags(vcpu, |flags| flags & !RFLAGS_RF | self.own_flags)?;
+        }
+        Ok(())
     }
 
     /// Takes TF out of the flags that the instruction stored.
@@ -199,4 +209,10 @@ impl Step {
         }
         Ok(())
     }
+}
+
+fn change_flags(vcpu: &Vcpu, change: impl FnOnce(u64) -> u64) -> Result<(), KvmError> {
+    let mut regs = vcpu.regs()?;
+    regs.rflags = change(regs.rflags);
+    vcpu.set_regs(&regs)
 }

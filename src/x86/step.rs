@@ -39,6 +39,21 @@ pub enum StepMethod {
     TimeLimit,
 }
 
+impl StepMethod {
+    /// Whether the single-step trap is on.
+    pub fn traps(self) -> bool {
+        matches!(self, Self::Trap | Self::TrapOrBreakAt { .. })
+    }
+
+    /// The linear address of the breakpoint.
+    pub fn breakpoint(self) -> Option<u64> {
+        match self {
+            Self::BreakAt { target } | Self::TrapOrBreakAt { target } => Some(target),
+            Self::Trap | Self::TimeLimit => None,
+        }
+    }
+}
+
 /// What to do for one instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepPlan {

@@ -96,6 +96,20 @@ fn flags() -> Vec<Point> {
             a.iretq()
         })
         .with(at_next),
+        point("8a iret", "to itself, and on", KERNEL, |a| {
+            frame(a, KERNEL_CS, KERNEL_SS, 0x46)?;
+            let mut itself = a.create_label();
+            a.mov(r14, rsp)?;
+            a.push(i32::from(KERNEL_SS))?;
+            a.push(r14)?;
+            a.push(0x46)?;
+            a.push(i32::from(KERNEL_CS))?;
+            a.lea(r14, ptr(itself))?;
+            a.push(r14)?;
+            a.set_label(&mut itself)?;
+            a.iretq()
+        })
+        .with(at_next),
         point("8a iret", "to user code", ENTERING, |a| {
             frame(a, USER_CS, USER_SS, 0x46 | IOPL3)?;
             a.iretq()
