@@ -42,7 +42,10 @@ const FILES: [(&str, &str); 3] = [
     ("/etc/hosts", "127.0.0.1 localhost\n"),
 ];
 /// What a program brings along if it is there: part of the program's name, a module, a file.
-const COMPANIONS: [(&str, Option<&str>, Option<&str>); 3] = [
+const COMPANIONS: [(&str, Option<&str>, Option<&str>); 6] = [
+    ("dmsetup", Some("dm_mod"), None),
+    ("dmsetup", Some("dm_mirror"), None),
+    ("dmsetup", Some("dm_writecache"), None),
     ("xfs", Some("xfs"), None),
     ("ext4", None, Some("/etc/mke2fs.conf")),
     ("mke2fs", None, Some("/etc/mke2fs.conf")),

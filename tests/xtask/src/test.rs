@@ -38,7 +38,7 @@ const ERRORS: [&str; 12] = [
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 15] = [
+const REMOVAL: [&str; 16] = [
     "removal::",
     "repurposed::",
     "kmem::",
@@ -54,6 +54,7 @@ const REMOVAL: [&str; 15] = [
     "dma_held::",
     "pins::",
     "crowd::",
+    "stacked::",
 ];
 
 /// The suites about NVDIMMs and their firmware.

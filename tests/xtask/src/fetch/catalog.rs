@@ -44,7 +44,7 @@ pub const CATALOG: &[Entry] = &[
     Entry {
         name: "tools",
         suite: "trixie",
-        purpose: "programs for guests: busybox, ndctl, daxctl, cxl, keyctl, mkfs for ext4 and XFS; iasl for the tests",
+        purpose: "programs for guests: busybox, ndctl, daxctl, cxl, keyctl, dmsetup, mkfs for ext4 and XFS; iasl for the tests",
         default: true,
         kind: Kind::Root {
             packages: &[
@@ -53,6 +53,7 @@ pub const CATALOG: &[Entry] = &[
                 "daxctl",
                 "cxl",
                 "keyutils",
+                "dmsetup",
                 "e2fsprogs",
                 "xfsprogs",
                 "acpica-tools",
@@ -62,6 +63,7 @@ pub const CATALOG: &[Entry] = &[
                 "daxctl",
                 "cxl",
                 "keyctl",
+                "dmsetup",
                 "mke2fs",
                 "e2fsck",
                 "mkfs.xfs",
@@ -138,6 +140,7 @@ pub fn left_out(kind: &Kind, package: &str) -> bool {
                 package.strip_prefix(p).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
             })
         }
+        Kind::Root { packages, .. } if packages.contains(&package) => false,
         Kind::Root { .. } => {
             SCRIPTS.contains(&package)
                 || ["python3", "libpython3", "perl", "libperl"].iter().any(|p| package.starts_with(p))
@@ -167,9 +170,10 @@ mod tests {
     }
 
     #[test]
-    fn roots_keep_libraries() {
+    fn roots_keep_libraries_and_what_they_are_made_of() {
         let root = Kind::Root { packages: &[], programs: &[] };
         assert!(!left_out(&root, "libglib2.0-0t64"));
-        assert!(left_out(&root, "python3-minimal"));
+        assert!(left_out(&root, "python3-minimal") && left_out(&root, "dmsetup"));
+        assert!(!left_out(&Kind::Root { packages: &["dmsetup"], programs: &[] }, "dmsetup"));
     }
 }
