@@ -7,6 +7,10 @@
 //! - no descriptor of a page is used after its end: no oops, no warning;
 //! - nobody is in reach afterwards. What 6.12 does instead: see resources/removal.md. The test says how many are.
 //!
+//! Expected of ext4 (S02), which nobody tells: whoever only loads goes on, and reads ones; nothing unmaps it. How many
+//! entries are left, and how many accesses they serve, is the measure of the defect. No oops as long as it is mounted
+//! ([`super::defects`]).
+//!
 //! The oracle: what each process met, by its own account, which goes on living with its mapping; the census; the kernel's
 //! log. In none of them does a word become another one, except all ones.
 
@@ -91,6 +95,10 @@ impl Crowd {
         assert_eq!(operation["state"], "done", "{operation}");
     }
 
+    fn stale_accesses(&self) -> u64 {
+        self.at.guest.device("p0")["stale_accesses"].as_u64().expect("a number")
+    }
+
     fn no_defects(&mut self) {
         let reply = self.at.guest.sh(DEFECTS);
         assert_eq!((reply.status, reply.text.as_str()), (1, ""));
@@ -136,4 +144,36 @@ fn told(kernel: &str, via: &str) {
 #[ignore = "wide"]
 fn xfs_tells_all() {
     told("6.12", "container");
+}
+
+/// ext4 takes it from nobody that only loads.
+fn left_in_reach(kernel: &str, via: &str) {
+    let mut crowd = Crowd::new(kernel, "ext4", &ALL);
+    crowd.remove(via);
+    let loads = |kind| matches!(kind, Kind::Read | Kind::Copy);
+    let met = crowd.until(|kind, met| !loads(kind) || met.contains(&Note::Ones));
+    no_other_words(&met);
+    let refused = |(kind, met): (&Kind, &Vec<Note>)| loads(*kind) && met.iter().any(|note| note.is_refusal());
+    assert!(!crowd.kinds.iter().zip(&met).any(refused), "{met:?}");
+    let entries = crowd.in_reach();
+    assert!(entries >= (EACH * (2 * PAGES - 1)) as u64, "{entries}");
+    let before = crowd.stale_accesses();
+    crowd.at.guest.ok("sleep 2");
+    let accesses = crowd.stale_accesses() - before;
+    assert!(accesses >= (EACH * (2 * PAGES - 1)) as u64, "{accesses}");
+    eprintln!("ext4 on {kernel}: {entries} entries, {accesses} accesses in 2 s; {met:?}");
+    crowd.no_defects();
+    crowd.quit();
+}
+
+#[test]
+#[ignore = "wide"]
+fn ext4_leaves_all_in_reach() {
+    left_in_reach("6.12", "container");
+}
+
+#[test]
+#[ignore = "wide"]
+fn ext4_leaves_all_in_reach_on_6_1() {
+    left_in_reach("6.1", "container");
 }

@@ -5,6 +5,7 @@
 //! | | asked (the agent offlines and unbinds) | by surprise, agent | by surprise, ACPI container |
 //! |---|---|---|---|
 //! | online, in use | refused, nothing changed; or let go of, if the kernel can move what is in it | the driver goes, the memory stays "System RAM (kmem)" until the next boot | |
+//! | half online | the same as online | the driver goes, all of the memory stays, and the kernel goes on to use it | |
 //! | offline | let go of, `/proc/iomem` as before | | `kacpi_hotplug` waits for a lock that it holds itself: `remove_memory` under `acpi_device_hotplug` (6.1, 6.12) |
 //!
 //! A device that is mapped: its process gets SIGBUS at the next touch, the removal does not wait (all kernels).
@@ -42,13 +43,30 @@ fn as_ram(guest: &mut Machine) {
     guest.ok("grep -q 'System RAM (kmem)' /proc/iomem");
 }
 
+/// Brings half of the device's memory blocks online; the others stay offline. Returns how many these are.
+fn half_online(guest: &mut Machine) -> usize {
+    const OFFLINE: &str = "grep -l offline /sys/devices/system/memory/memory*/state";
+    let states = guest.ok(OFFLINE);
+    let states: Vec<&str> = states.lines().collect();
+    let half = states.len() / 2;
+    assert!(half > 0, "{states:?}");
+    guest.ok(&format!("for s in {}; do echo online_movable > $s || exit 1; done", states[..half].join(" ")));
+    let left = guest.ok(OFFLINE).lines().count();
+    assert_eq!(left, states.len() - half);
+    left
+}
+
 /// S12: memory that is taken offline goes and comes back, and nothing of it is left in between. The agent does what the
 /// ACPI channel cannot.
-fn given_back(kernel: &str) {
+fn given_back(kernel: &str, half: bool) {
     let mut guest = with_dax(Run::kernel(kernel));
     let total = guest.ok(TOTAL);
     as_ram(&mut guest);
-    guest.ok("daxctl online-memory dax0.0 >/dev/null 2>&1; true");
+    if half {
+        half_online(&mut guest);
+    } else {
+        guest.ok("daxctl online-memory dax0.0 >/dev/null 2>&1; true");
+    }
     guest.until_ok(&format!("test $({TOTAL}) -gt {total}"), PMEM);
     let before = guest.last_event();
     let operation = guest.ctl(&["remove", "p0", "--eject", "--via", "agent", "--wait", "120s"]);
@@ -76,19 +94,53 @@ fn given_back(kernel: &str) {
 
 #[test]
 fn memory_that_is_given_back_leaves_nothing() {
-    given_back("6.12");
+    given_back("6.12", false);
 }
 
 #[test]
 #[ignore = "wide"]
 fn memory_that_is_given_back_leaves_nothing_on_6_1() {
-    given_back("6.1");
+    given_back("6.1", false);
 }
 
 #[test]
 #[ignore = "wide"]
 fn memory_that_is_given_back_leaves_nothing_on_7() {
-    given_back("7.x");
+    given_back("7.x", false);
+}
+
+#[test]
+#[ignore = "wide"]
+fn memory_of_which_half_is_used_is_given_back() {
+    given_back("6.12", true);
+}
+
+/// Memory of which half is online goes by surprise: `remove_memory()` takes a range whole or not at all, so the kernel
+/// keeps all of it, and goes on to use what is not there. The oracle sees it do so.
+fn half_gone(kernel: &str) {
+    let mut guest = with_dax(Run::kernel(kernel));
+    as_ram(&mut guest);
+    half_online(&mut guest);
+    // Whatever is run from now on has its pages in the movable zone.
+    guest.ok("dd if=/dev/zero of=/tmp/used bs=1M count=16 2>/dev/null");
+    let before = guest.last_event();
+    guest.ctl(&["remove", "p0", "--surprise", "--via", "agent", "--timeout", "60s"]);
+    guest.event(before, "removal", |event| event["step"] == "surprised");
+    guest.type_in(b"cat /tmp/used > /dev/null\n");
+    let stale = guest.event(before, "stale_access", |event| event["device"] == "p0");
+    assert!(stale["cpl"] == 0 || stale["cpl"] == 3, "{stale}");
+    guest.event(before, "removal", |event| event["step"] == "departed");
+    assert!(guest.device("p0")["stale_accesses"].as_u64() > Some(0));
+    let census = guest.ctl(&["census", "p0"]);
+    assert!(census["kernel"]["entries"].as_u64() > Some(0), "the kernel's own map has it: {census}");
+    guest.ctl(&["quit"]);
+    guest.wait(Duration::from_secs(60));
+}
+
+#[test]
+#[ignore = "wide"]
+fn memory_of_which_half_is_used_stays_in_use_when_it_has_gone() {
+    half_gone("6.12");
 }
 
 /// S11: memory that is offline, and removed over ACPI: the worker of hotplug waits for its own lock. The defect is found

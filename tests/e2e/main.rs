@@ -42,5 +42,6 @@ mod removal;
 mod repurposed;
 mod scrub;
 mod security;
+mod stacked;
 mod topology;
 mod virtio_pmem;

@@ -47,18 +47,34 @@ impl Mapped {
 
     /// On a file system, `ext4` or `xfs`.
     pub fn on(kernel: &str, file_system: &str) -> Self {
+        Self::set_up(kernel, file_system, false)
+    }
+
+    /// The same, over a linear mapped device.
+    pub fn on_linear(kernel: &str, file_system: &str) -> Self {
+        Self::set_up(kernel, file_system, true)
+    }
+
+    fn set_up(kernel: &str, file_system: &str, linear: bool) -> Self {
         let (mkfs, options) = match file_system {
             "ext4" => ("mkfs.ext4 -q -b 4096", "dax=always,noinit_itable"),
             _ => ("mkfs.xfs -q -f -m rmapbt=1,reflink=0", "dax=always"),
         };
-        let tools = ["ndctl", mkfs.split(' ').next().expect("a program")];
+        let mut tools = vec!["ndctl", mkfs.split(' ').next().expect("a program")];
+        tools.extend(linear.then_some("dmsetup"));
         let run = Run::kernel(kernel).size(2, "1G").pmem("size=1G,id=p0").tools(&tools);
         let mut guest = run.shell();
         guest.until_ok("test -b /dev/pmem0", PMEM);
         guest.ok("ndctl create-namespace -f -e namespace0.0 -m fsdax -M mem");
         guest.until_ok("test -b /dev/pmem0", PMEM);
-        guest.ok(&format!("{mkfs} /dev/pmem0 && mkdir -p /mnt"));
-        guest.ok(&format!("mount -t {file_system} -o {options} /dev/pmem0 /mnt"));
+        let mut device = "/dev/pmem0";
+        if linear {
+            device = "/dev/dm-0";
+            let table = "0 $(cat /sys/block/pmem0/size) linear /dev/pmem0 0";
+            guest.ok(&format!("dmsetup --noudevsync create m --table \"{table}\" && test -b {device}"));
+        }
+        guest.ok(&format!("{mkfs} {device} && mkdir -p /mnt"));
+        guest.ok(&format!("mount -t {file_system} -o {options} {device} /mnt"));
         let mut workload = Workload::start(&mut guest, 0);
         let path = || PathBuf::from(FILE);
         let create = workload.ask(&mut guest, &Request::Create(path(), LENGTH));
