@@ -1,15 +1,21 @@
-//! The threads that perform a device's requests, and call it when its time has come, so that neither a vCPU nor the main
-//! loop waits for the host's storage. The devices themselves have no threads.
+//! The threads that perform a device's requests, hear its driver's notifications, and call it when its time has come, so
+//! that neither a vCPU nor the main loop waits for the host's storage. The devices themselves have no threads.
+//!
+//! The thread that hears a notification takes the requests out of the queue, performs the first of them and completes it:
+//! a request that comes alone wakes one thread.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use aconite_devices::bus::{Effects, lock};
 use aconite_devices::clock::Clock;
-use aconite_devices::virtio::{Backend, VirtioPci, Worked};
+use aconite_devices::virtio::{Backend, QueueHandler, VirtioPci, Worked};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Where goes what the threads of a device leave to do in the machine.
 #[derive(Clone)]
@@ -39,7 +45,11 @@ impl<J> Clone for Workers<J> {
 
 struct Shared<J> {
     state: Mutex<State<J>>,
-    changed: Condvar,
+    /// What idle workers wait for: the bell, and those of the queues. Each is edge-triggered and never read, so that every
+    /// ring wakes one of them (epoll(7)).
+    waiting: Epoll,
+    /// Rung when there is something in the state to look at.
+    bell: EventFd,
     clock: Clock,
 }
 
@@ -47,6 +57,8 @@ struct State<J> {
     jobs: VecDeque<J>,
     /// When the device is to be called.
     call: Option<Duration>,
+    /// Workers that will look here before they wait or perform anything: nobody need be woken for so many jobs.
+    coming: usize,
     ended: bool,
 }
 
@@ -54,25 +66,54 @@ struct State<J> {
 enum Task<J> {
     Perform(J),
     Call,
+    /// The driver has notified a queue.
+    Look(u16),
 }
+
+/// What says that the bell was rung, where a number below says which queue's.
+const BELL: u64 = 1 << 16;
 
 impl<J> Workers<J> {
     /// Workers that are still to be started; `clock` is the device's.
-    pub fn new(clock: Clock) -> Self {
-        let state = State { jobs: VecDeque::new(), call: None, ended: false };
-        Self(Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), clock }))
+    ///
+    /// # Errors
+    /// The host has no more descriptors.
+    pub fn new(clock: Clock) -> io::Result<Self> {
+        let state = State { jobs: VecDeque::new(), call: None, coming: 0, ended: false };
+        let (waiting, bell) = (Epoll::new()?, EventFd::new(EFD_NONBLOCK)?);
+        let shared = Shared { state: Mutex::new(state), waiting, bell, clock };
+        shared.listen(&shared.bell, BELL)?;
+        Ok(Self(Arc::new(shared)))
+    }
+
+    /// A bell that has a worker look into queue `queue` of the device whenever it is rung.
+    ///
+    /// # Errors
+    /// The host has no more descriptors.
+    pub fn bell(&self, queue: u16) -> io::Result<Arc<EventFd>> {
+        let bell = EventFd::new(EFD_NONBLOCK)?;
+        self.0.listen(&bell, u64::from(queue))?;
+        Ok(Arc::new(bell))
     }
 }
 
 impl<J: Send> Backend<J> for Workers<J> {
     fn start(&mut self, job: J) {
-        self.0.lock().jobs.push_back(job);
-        self.0.changed.notify_one();
+        let mut state = self.0.lock();
+        state.jobs.push_back(job);
+        if state.jobs.len() > state.coming {
+            drop(state);
+            self.0.ring();
+        }
     }
 
     fn call_at(&mut self, at: Duration) {
-        self.0.lock().call = Some(at);
-        self.0.changed.notify_one();
+        let mut state = self.0.lock();
+        state.call = Some(at);
+        if state.coming == 0 {
+            drop(state);
+            self.0.ring();
+        }
     }
 }
 
@@ -81,27 +122,68 @@ impl<J> Shared<J> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something to do; none at the end.
+    fn listen(&self, bell: &EventFd, number: u64) -> io::Result<()> {
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, number);
+        self.waiting.ctl(ControlOperation::Add, bell.as_raw_fd(), event)
+    }
+
+    fn ring(&self) {
+        if let Err(error) = self.bell.write(1) {
+            tracing::error!(%error, "a device's thread was not woken");
+        }
+    }
+
+    /// One more worker will call [`Self::next`] before it waits or performs anything.
+    fn announce(&self) {
+        self.lock().coming += 1;
+    }
+
+    /// Waits for something to do; none at the end. Whoever calls this was announced.
     fn next(&self) -> Option<Task<J>> {
         let mut state = self.lock();
+        state.coming -= 1;
         loop {
             if state.ended {
+                // The next one, which passes it on.
+                self.ring();
                 return None;
             }
             let left = state.call.map(|at| at.saturating_sub((self.clock)()));
             if left == Some(Duration::ZERO) {
                 state.call = None;
+                state.coming += 1;
                 return Some(Task::Call);
             }
             if let Some(job) = state.jobs.pop_front() {
+                // Rings that come together are heard as one.
+                if state.jobs.len() > state.coming || state.call.is_some() {
+                    self.ring();
+                }
                 return Some(Task::Perform(job));
             }
-            state = match left {
-                Some(left) => {
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+            drop(state);
+            let rung = self.wait(left);
+            state = self.lock();
+            if let Some(queue) = rung {
+                state.coming += 1;
+                return Some(Task::Look(queue));
+            }
+        }
+    }
+
+    /// Waits for a bell, at most for `left`; the queue whose bell it was, if it was one's.
+    fn wait(&self, left: Option<Duration>) -> Option<u16> {
+        // Not before the time has come.
+        let timeout = left.map_or(-1, |left| i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX));
+        let mut rung = [EpollEvent::default()];
+        match self.waiting.wait(timeout, &mut rung) {
+            Ok(1) => u16::try_from(rung[0].data()).ok(),
+            Ok(_) => None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+            Err(error) => {
+                tracing::error!(%error, "a device's thread cannot wait");
+                None
+            }
         }
     }
 }
@@ -113,8 +195,8 @@ pub struct Pool<J> {
 }
 
 impl<J: Send + 'static> Pool<J> {
-    /// Starts `count` threads called `name` for a device, which do its jobs by `perform`. What they leave to do in the
-    /// machine goes to `send`.
+    /// Starts `count` threads called `name` for a device, which do its jobs by `perform`, each by a clone of its own. What
+    /// they leave to do in the machine goes to `send`.
     ///
     /// # Errors
     /// The host has no more threads.
@@ -123,22 +205,25 @@ impl<J: Send + 'static> Pool<J> {
         workers: Workers<J>,
         count: usize,
         function: &Arc<Mutex<VirtioPci<D>>>,
-        perform: impl Fn(&J) -> D::Done + Clone + Send + 'static,
+        perform: impl FnMut(&J) -> D::Done + Clone + Send + 'static,
         send: &Outbox,
     ) -> io::Result<Self> {
         let mut pool = Self { workers, threads: Vec::new() };
         for _ in 0..count {
+            pool.workers.0.announce();
             let (shared, function) = (pool.workers.0.clone(), function.clone());
-            let (perform, send) = (perform.clone(), send.clone());
+            let (mut perform, send) = (perform.clone(), send.clone());
             let work = move || {
                 while let Some(task) = shared.next() {
                     let mut effects = Effects::new();
                     match task {
                         Task::Perform(job) => {
                             let done = perform(&job);
+                            shared.announce();
                             lock(&function).finish(done, &mut effects);
                         }
                         Task::Call => lock(&function).tick(&mut effects),
+                        Task::Look(queue) => lock(&function).process_queue(queue, &mut effects),
                     }
                     (send.0)(effects);
                 }
@@ -152,7 +237,7 @@ impl<J: Send + 'static> Pool<J> {
 impl<J> Drop for Pool<J> {
     fn drop(&mut self) {
         self.workers.0.lock().ended = true;
-        self.workers.0.changed.notify_all();
+        self.workers.0.ring();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a device's thread panicked");
@@ -160,3 +245,7 @@ impl<J> Drop for Pool<J> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "workers_test.rs"]
+mod tests;

@@ -13,4 +13,4 @@ pub use kick::{Kick, KickTimer};
 pub use report::CpuReport;
 pub use vcpu::{ExitCounts, RunError, StopAt, Vcpu, VcpuExitKind};
 pub use view::VcpuView;
-pub use vm::{GsiLine, KvmError, Slot, Vm};
+pub use vm::{GsiLine, IoEvent, IoEvents, KvmError, Slot, Vm};

@@ -1,4 +1,9 @@
-//! A virtual machine: memslots, interrupts, and the MSRs that the monitor keeps for itself.
+//! A virtual machine: memslots, interrupts, events, and the MSRs that the monitor keeps for itself.
+//!
+//! Writes of the guest that mean nothing but "look here" signal an event without leaving KVM ([`IoEvents`]). The other way
+//! has no counterpart: a thread that has an interrupt for the guest sends the message itself (`KVM_SIGNAL_MSI`), while an
+//! irqfd would have it write to a descriptor, and a route for each vector kept in step with the MSI-X table, for KVM to
+//! send the same message.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +14,11 @@ use kvm_bindings::{
     KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_cpuid_entry2, kvm_enable_cap, kvm_msi,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
+use kvm_ioctls::{
+    Cap, IoEventAddress, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd,
+};
 use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::VcpuView;
 use crate::memory::{Region, WriteLog};
@@ -139,6 +147,11 @@ impl Vm {
         Arc::new(GsiLine { fd: self.fd.clone(), gsi })
     }
 
+    /// Where events are attached to addresses.
+    pub fn io_events(&self) -> IoEvents {
+        IoEvents { fd: self.fd.clone() }
+    }
+
     /// Where devices send message-signalled interrupts.
     pub fn msi(&self) -> Arc<dyn MsiSink> {
         Arc::new(Msi { fd: self.fd.clone() })
@@ -233,6 +246,44 @@ impl IrqLine for GsiLine {
     fn set(&self, asserted: bool) {
         if let Err(error) = self.fd.set_irq_line(self.gsi, asserted) {
             tracing::error!(%error, gsi = self.gsi, "an interrupt was lost");
+        }
+    }
+}
+
+/// Attaches events to addresses (`KVM_IOEVENTFD`).
+#[derive(Clone, Debug)]
+pub struct IoEvents {
+    fd: Arc<VmFd>,
+}
+
+impl IoEvents {
+    /// From now on a vCPU that writes `value`, as two bytes, to the guest-physical address `gpa` signals `event` and goes
+    /// on. Any other write is an exit as before, and so is any read.
+    ///
+    /// # Errors
+    /// Another event is there, or KVM has no more.
+    pub fn at(&self, gpa: u64, value: u16, event: &Arc<EventFd>) -> Result<IoEvent, KvmError> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(gpa), value)
+            .map_err(KvmError::refused(format!("an event at {gpa:#x}")))?;
+        Ok(IoEvent { fd: self.fd.clone(), gpa, value, event: event.clone() })
+    }
+}
+
+/// An event at an address, until it is dropped.
+#[derive(Debug)]
+pub struct IoEvent {
+    fd: Arc<VmFd>,
+    gpa: u64,
+    value: u16,
+    event: Arc<EventFd>,
+}
+
+impl Drop for IoEvent {
+    fn drop(&mut self) {
+        let address = IoEventAddress::Mmio(self.gpa);
+        if let Err(error) = self.fd.unregister_ioevent(&self.event, &address, self.value) {
+            tracing::error!(%error, gpa = self.gpa, "an event stays where it was");
         }
     }
 }

@@ -447,6 +447,7 @@ pub fn build(spec: Spec<'_>) -> Result<Built, BuildError> {
     let around = Surroundings {
         dma,
         msi: vm.msi(),
+        io_events: vm.io_events(),
         space: space.clone(),
         events: spec.events.clone(),
         cpus: config.cpus,

@@ -18,6 +18,7 @@ use aconite_devices::virtio::blk::{
 use aconite_devices::virtio::{MAX_FAULTS, TransportError, VirtioPci, Wiring};
 use thiserror::Error;
 
+use super::doorbells;
 use super::operations::Operations;
 use super::pcie::{Card, CardKind, Pcie, PcieError};
 use super::removal::Removal;
@@ -28,6 +29,7 @@ use crate::command::{
 };
 use crate::config::{self, CheckedPmem, PmemSource};
 use crate::disk::FileStorage;
+use crate::kvm::IoEvents;
 use crate::memory::backing::{self, BackingError};
 use crate::memory::{AddressSpace, RegionKind};
 use crate::units::{ByteRange, TimeSpan};
@@ -48,8 +50,8 @@ pub enum DiskError {
     /// Its port.
     #[error(transparent)]
     Port(#[from] PcieError),
-    /// Its threads.
-    #[error("Cannot start the threads of a disk: the host has no more")]
+    /// Its threads, and what they wait for.
+    #[error("Cannot start the threads of a disk: the host has no more threads or file descriptors")]
     Threads(#[from] io::Error),
 }
 
@@ -59,6 +61,8 @@ pub struct Surroundings {
     pub dma: Dma,
     /// Where interrupts go.
     pub msi: Arc<dyn MsiSink>,
+    /// Where notifications come from.
+    pub io_events: IoEvents,
     /// What is where.
     pub space: Arc<AddressSpace>,
     /// The event stream.
@@ -202,7 +206,7 @@ impl Disk {
             PmemSource::Memory(_) => backing::anonymous(c"aconite-disk", size)?,
             PmemSource::File { path, .. } => backing::open(path, size, !disk.readonly, checked.create)?,
         };
-        let workers = Workers::new(around.clock.clone());
+        let workers = Workers::new(around.clock.clone())?;
         let teller =
             Teller { disk: disk.id.clone(), space: around.space.clone(), events: around.events.clone() };
         let dma = around.dma.named(&disk.id);
@@ -218,7 +222,9 @@ impl Disk {
             clock: around.clock.clone(),
         });
         let wiring = Wiring { id, dma, msi: around.msi.clone(), express: Some(PortType::Endpoint) };
-        let function = Arc::new(Mutex::new(VirtioPci::new(blk, wiring)?));
+        let mut function = VirtioPci::new(blk, wiring)?;
+        doorbells::install(&mut function, &workers, &around.io_events)?;
+        let function = Arc::new(Mutex::new(function));
         let config = config::Disk { queues: Some(queues), ..disk.clone() };
         let storage = Arc::new(FileStorage::new(file));
         Ok(Self { config, state: DeviceState::Present, size, function, workers, storage, pool: None, teller })
@@ -227,7 +233,8 @@ impl Disk {
     fn start(&mut self, send: &Outbox) -> io::Result<()> {
         let count = self.config.queues.unwrap_or(1).min(MAX_WORKERS) as usize;
         let (workers, storage) = (self.workers.clone(), self.storage.clone());
-        let perform = move |job: &Job| job.perform(&*storage);
+        let mut buffer = Vec::new();
+        let perform = move |job: &Job| job.perform(&*storage, &mut buffer);
         let name = format!("disk-{}", self.config.id);
         self.pool = Some(Pool::start(&name, workers, count, &self.function, perform, send)?);
         Ok(())

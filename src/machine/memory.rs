@@ -83,7 +83,9 @@ pub enum MemoryError {
     #[error(transparent)]
     Pcie(#[from] PcieError),
     /// Its thread.
-    #[error("Cannot start the thread of a virtio-pmem device: the host has no more")]
+    #[error(
+        "Cannot start the thread of a virtio-pmem device: the host has no more threads or file descriptors"
+    )]
     Thread(#[from] io::Error),
 }
 
@@ -191,6 +193,7 @@ impl MemoryDevices {
         let cards = Surroundings {
             dma: parts.dma,
             msi: parts.vm.msi(),
+            io_events: parts.vm.io_events(),
             events: parts.events.clone(),
             clock: monotonic_clock(),
         };

@@ -16,6 +16,7 @@ mod dimm;
 mod disk;
 mod disk_plug;
 mod dma;
+mod doorbells;
 mod errors;
 mod firmware;
 mod flush;

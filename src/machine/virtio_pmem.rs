@@ -11,9 +11,12 @@ use aconite_devices::dma::Dma;
 use aconite_devices::irq::MsiSink;
 use aconite_devices::pci::PortType;
 use aconite_devices::virtio::pmem::{Job, Parts, Pmem, What, Witness};
-use aconite_devices::virtio::{TransportError, VirtioPci, Wiring};
+use aconite_devices::virtio::{VirtioPci, Wiring};
 
+use super::doorbells;
+use super::memory::MemoryError;
 use crate::command::{Event, EventBus, FlushOutcome};
+use crate::kvm::IoEvents;
 use crate::memory::Region;
 use crate::workers::{Outbox, Pool, Workers};
 
@@ -24,6 +27,8 @@ pub struct Surroundings {
     pub dma: Dma,
     /// Where interrupts go.
     pub msi: Arc<dyn MsiSink>,
+    /// Where notifications come from.
+    pub io_events: IoEvents,
     /// Who is told of flushes.
     pub events: EventBus,
     /// What delays are measured by.
@@ -54,12 +59,8 @@ impl fmt::Debug for Card {
 
 impl Card {
     /// The device of `region`, called `device` in effects. Its thread is still to be started.
-    pub fn new(
-        around: &Surroundings,
-        region: &Arc<Region>,
-        device: DeviceId,
-    ) -> Result<Self, TransportError> {
-        let workers = Workers::new(around.clock.clone());
+    pub fn new(around: &Surroundings, region: &Arc<Region>, device: DeviceId) -> Result<Self, MemoryError> {
+        let workers = Workers::new(around.clock.clone())?;
         let pmem = Pmem::new(Parts {
             start: region.gpa(),
             size: region.len(),
@@ -73,7 +74,9 @@ impl Card {
             msi: around.msi.clone(),
             express: Some(PortType::Endpoint),
         };
-        let function = Arc::new(Mutex::new(VirtioPci::new(pmem, wiring)?));
+        let mut function = VirtioPci::new(pmem, wiring)?;
+        doorbells::install(&mut function, &workers, &around.io_events)?;
+        let function = Arc::new(Mutex::new(function));
         Ok(Self { function, region: region.clone(), events: around.events.clone(), workers, pool: None })
     }
 
@@ -88,7 +91,9 @@ impl Card {
 
     /// The device has gone: what the guest waits for is forgotten.
     pub fn depart(&self) {
-        lock(&self.function).depart();
+        let mut function = lock(&self.function);
+        function.depart();
+        function.set_doorbells(None);
     }
 
     /// Ends its thread.

@@ -3,7 +3,8 @@
 //! A device ([`VirtioDevice`]) knows its features, its configuration and what to do with its queues. The transport
 //! ([`VirtioPci`]) knows registers, negotiation and interrupts. A notification from the guest becomes
 //! [`Effect::QueueNotify`](crate::bus::Effect::QueueNotify); the machine's main loop answers it by calling
-//! [`QueueHandler::process_queue`], so that no vCPU works on a queue.
+//! [`QueueHandler::process_queue`], so that no vCPU works on a queue. A device with threads of its own can have them hear
+//! notifications that never come to the function ([`Doorbells`]).
 //!
 //! Nothing a driver puts into a queue is trusted. A ring or chain that breaks the rules of the specification puts
 //! the device into DEVICE_NEEDS_RESET (section 2.1.1); a buffer that cannot be reached, or that is poisoned, is
@@ -12,6 +13,7 @@
 pub mod blk;
 mod common;
 pub mod console;
+mod doorbell;
 mod faults;
 pub mod pmem;
 mod queue;
@@ -23,6 +25,7 @@ mod testing;
 
 use crate::bus::Effects;
 
+pub use doorbell::Doorbells;
 pub use faults::{Armed, Fault, MAX_FAULTS};
 pub use queue::{Chain, QueueError, Queues, Segment};
 pub use transport::{NOTIFY_MULTIPLIER, TransportError, VirtioPci, Wiring};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::common::{self, Common, Outcome};
+use super::doorbell::Doorbells;
 use super::queue::{QueueError, Queues, VirtQueue};
 use super::{QueueHandler, VirtioDevice};
 use crate::bus::{DeviceId, Effect, Effects};
@@ -33,7 +34,7 @@ const PENDING_PAGE: u64 = 4;
 const NOTIFY_PAGE: u64 = 5;
 
 /// Distance in bytes between the notification addresses of two queues: each has one of its own, so that an
-/// ioeventfd can be attached to it.
+/// ioeventfd can be attached to it ([`Doorbells`]).
 pub const NOTIFY_MULTIPLIER: u32 = 4;
 /// As many as have a notification address in the page, and one vector each beside the configuration's.
 const MAX_QUEUES: usize = (PAGE / MSIX_ENTRY_SIZE) as usize - 1;
@@ -105,6 +106,9 @@ pub struct VirtioPci<D> {
     isr: u8,
     config_access: u16,
     reported: bool,
+    doorbells: Option<Box<dyn Doorbells>>,
+    /// Where the first of them hangs.
+    hung: Option<u64>,
 }
 
 impl<D: VirtioDevice> VirtioPci<D> {
@@ -137,6 +141,8 @@ impl<D: VirtioDevice> VirtioPci<D> {
             isr: 0,
             config_access,
             reported: false,
+            doorbells: None,
+            hung: None,
         })
     }
 
@@ -202,6 +208,36 @@ impl<D: VirtioDevice> VirtioPci<D> {
         bar.base.checked_add(NOTIFY_PAGE * PAGE + u64::from(queue) * u64::from(NOTIFY_MULTIPLIER))
     }
 
+    /// From now on `doorbells` hear the driver's notifications, wherever and for as long as it can notify; none: the
+    /// function itself does.
+    pub fn set_doorbells(&mut self, doorbells: Option<Box<dyn Doorbells>>) {
+        self.doorbells = doorbells;
+        self.hung = None;
+        self.hang_doorbells();
+    }
+
+    /// Hangs the doorbells where a notification would be heard now: while the device runs, and the function decodes
+    /// memory. Whether the bridges above forward it is not asked: a queue is then looked into that nobody could notify,
+    /// which a device may do at any time.
+    fn hang_doorbells(&mut self) {
+        if self.doorbells.is_none() {
+            return;
+        }
+        let first = if self.common.running() { self.notify_address(0) } else { None };
+        if first == self.hung {
+            return;
+        }
+        let queues = 0..self.common.queues.len() as u16;
+        let addresses: Vec<u64> = match first {
+            Some(_) => queues.filter_map(|queue| self.notify_address(queue)).collect(),
+            None => Vec::new(),
+        };
+        self.hung = first;
+        if let Some(doorbells) = &mut self.doorbells {
+            doorbells.hang(&addresses);
+        }
+    }
+
     /// Lets the device work on its queues and sends the interrupts that this leads to.
     fn work(
         &mut self,
@@ -245,6 +281,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
         if self.common.needs_reset() {
             self.interrupt_config();
         }
+        self.hang_doorbells();
     }
 
     fn interrupt_config(&mut self) {
@@ -265,6 +302,7 @@ impl<D: VirtioDevice> VirtioPci<D> {
             }
             Outcome::Broken => self.needs_reset(),
         }
+        self.hang_doorbells();
     }
 
     /// Back to the state before any driver.
@@ -347,6 +385,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
             self.bar_write(BAR, at, &value[..length], effects);
         }
         self.msix.config_written(&self.config);
+        self.hang_doorbells();
         if !mastered && self.config.bus_master() && self.common.running() {
             self.notify_all(effects);
         }
@@ -388,6 +427,7 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         self.reset_device();
         self.config = self.fresh.clone();
         self.msix.reset();
+        self.hang_doorbells();
     }
 }
 

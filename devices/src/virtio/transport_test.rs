@@ -1,6 +1,8 @@
+use std::sync::Mutex;
+
 use proptest::prelude::*;
 
-use super::super::testing::{BUFFERS, Driver, Echo, STATUS, VERSION_1};
+use super::super::testing::{BUFFERS, Driver, Echo, NEEDS_RESET, STATUS, VERSION_1};
 use super::*;
 use crate::bus::Effect;
 
@@ -87,6 +89,85 @@ fn each_queue_has_its_notification_address() {
     driver.function.bar_write(0, 0x5002, &[0, 0], &mut effects);
     driver.function.bar_write(0, 0x5008, &[2, 0], &mut effects);
     assert_eq!(effects.as_slice(), [Effect::QueueNotify { device: DeviceId(7), queue: 1 }]);
+}
+
+/// Where doorbells hang, each time that they are hung.
+#[derive(Clone, Default)]
+struct Hung(Arc<Mutex<Vec<Vec<u64>>>>);
+
+impl Doorbells for Hung {
+    fn hang(&mut self, addresses: &[u64]) {
+        self.0.lock().unwrap().push(addresses.to_vec());
+    }
+}
+
+impl Hung {
+    /// Since the last call.
+    fn take(&self) -> Vec<Vec<u64>> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// What is said of doorbells that hang nowhere.
+const NOWHERE: [u64; 0] = [];
+
+/// A device that runs, with doorbells.
+fn with_doorbells() -> (Driver<Echo>, Hung) {
+    let (mut driver, hung) = (Driver::new(Echo::default()), Hung::default());
+    driver.config(0x10, &0xd000_0000u32.to_le_bytes());
+    driver.function.set_doorbells(Some(Box::new(hung.clone())));
+    assert!(hung.take().is_empty());
+    driver.start(VERSION_1);
+    assert_eq!(hung.take(), [[0xd000_5000, 0xd000_5004]], "all at once, and only when the device runs");
+    (driver, hung)
+}
+
+#[test]
+fn doorbells_follow_the_addresses_at_which_queues_are_notified() {
+    let (mut driver, hung) = with_doorbells();
+    driver.config(4, &[4]);
+    assert_eq!(hung.take(), [NOWHERE], "memory is not decoded");
+    driver.config(0x10, &0xd100_0000u32.to_le_bytes());
+    assert!(hung.take().is_empty());
+    driver.config(4, &[6]);
+    assert_eq!(hung.take(), [[0xd100_5000, 0xd100_5004]]);
+    driver.config(0x10, &0xd200_0000u32.to_le_bytes());
+    assert_eq!(hung.take(), [[0xd200_5000, 0xd200_5004]]);
+    driver.config(4, &[2]);
+    driver.put(0x10, &[0, 0]);
+    assert!(hung.take().is_empty(), "nothing has moved");
+}
+
+#[test]
+fn a_device_that_does_not_run_has_no_doorbells() {
+    let (mut driver, hung) = with_doorbells();
+    driver.put(STATUS, &[0]);
+    assert_eq!(hung.take(), [NOWHERE], "the driver has reset it");
+    driver.start(VERSION_1);
+    assert_eq!(hung.take(), [[0xd000_5000, 0xd000_5004]]);
+    driver.view().write_obj(Driver::<Echo>::ring(0) + 0x1002, 100u16).unwrap();
+    driver.kick(0);
+    assert_ne!(driver.status() & NEEDS_RESET, 0);
+    assert_eq!(hung.take(), [NOWHERE], "the driver has broken it");
+    driver.put(STATUS, &[0]);
+    driver.view().write_obj(Driver::<Echo>::ring(0) + 0x1002, 0u16).unwrap();
+    driver.start(VERSION_1);
+    hung.take();
+    driver.function.reset();
+    assert_eq!(hung.take(), [NOWHERE], "its bus was reset");
+}
+
+#[test]
+fn doorbells_that_come_late_hang_at_once_and_go_when_they_are_taken() {
+    let (mut driver, first) = with_doorbells();
+    let second = Hung::default();
+    driver.function.set_doorbells(Some(Box::new(second.clone())));
+    assert_eq!(second.take(), [[0xd000_5000, 0xd000_5004]]);
+    assert_eq!(Arc::strong_count(&first.0), 1, "the others are gone");
+    driver.function.set_doorbells(None);
+    assert_eq!(Arc::strong_count(&second.0), 1);
+    driver.offer(0, &[(BUFFERS, 1, false)]);
+    assert_eq!(driver.kick(0), 1, "the function hears for itself");
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl Bench {
                 let index = pick(jobs.len());
                 jobs.remove(index)
             };
-            let done = job.perform(&self.store);
+            let done = job.perform(&self.store, &mut Vec::new());
             let mut effects = Effects::new();
             self.driver.function.finish(done, &mut effects);
             self.driver.run(effects);

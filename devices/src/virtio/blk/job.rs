@@ -103,9 +103,10 @@ pub struct Done {
 }
 
 impl Job {
-    /// Does the job. Takes as long as `storage` does; to be called where nobody waits.
-    pub fn perform(&self, storage: &dyn Storage) -> Done {
-        let result = self.carry_out(storage);
+    /// Does the job. Takes as long as `storage` does; to be called where nobody waits. What is in `buffer`, and how long it
+    /// is, means nothing: it is kept from job to job, so that not each of them has to be given memory.
+    pub fn perform(&self, storage: &dyn Storage, buffer: &mut Vec<u8>) -> Done {
+        let result = self.carry_out(storage, buffer);
         let status = match self.extent {
             Extent::Whole => result.err().unwrap_or(Status::Ok),
             Extent::Torn { status, .. } => status,
@@ -113,16 +114,16 @@ impl Job {
         Done { number: self.number, status }
     }
 
-    fn carry_out(&self, storage: &dyn Storage) -> Result<(), Status> {
+    fn carry_out(&self, storage: &dyn Storage, buffer: &mut Vec<u8>) -> Result<(), Status> {
         let request = &*self.request;
         match request.operation {
-            Operation::Read => self.pieces(|at, data| {
+            Operation::Read => self.pieces(buffer, |at, data| {
                 self.stored(storage.read(self.start() + at, data))?;
                 let view = self.dma.view_of(self.generation);
                 request.deliver(&view, at, data).map_err(|_| Status::IoError)
             }),
             Operation::Write => {
-                self.pieces(|at, data| {
+                self.pieces(buffer, |at, data| {
                     let view = self.dma.view_of(self.generation);
                     request.fetch(&view, at, data).map_err(|_| Status::IoError)?;
                     self.stored(storage.write(self.start() + at, data))
@@ -169,12 +170,19 @@ impl Job {
     }
 
     /// Moves the data piece by piece.
-    fn pieces(&self, mut piece: impl FnMut(u64, &mut [u8]) -> Result<(), Status>) -> Result<(), Status> {
+    fn pieces(
+        &self,
+        buffer: &mut Vec<u8>,
+        mut piece: impl FnMut(u64, &mut [u8]) -> Result<(), Status>,
+    ) -> Result<(), Status> {
         let length = self.length();
-        let mut buffer = vec![0; CHUNK.min(usize::try_from(length).unwrap_or(CHUNK))];
+        let largest = CHUNK.min(usize::try_from(length).unwrap_or(CHUNK));
+        if buffer.len() < largest {
+            buffer.resize(largest, 0);
+        }
         let mut at = 0;
         while at < length {
-            let now = buffer.len().min(usize::try_from(length - at).unwrap_or(CHUNK));
+            let now = largest.min(usize::try_from(length - at).unwrap_or(CHUNK));
             self.gate.pass(self.life, || piece(at, &mut buffer[..now]))?;
             at += now as u64;
         }
