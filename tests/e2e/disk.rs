@@ -23,7 +23,7 @@ fn used(kernel: &str) {
     let file = dir.path().join("d0.img");
     let mut guest = guest(kernel, &format!("file={},size=256M", file.display()));
     assert_eq!(guest.ok("cat /sys/block/vda/serial; ls /sys/block/vda/mq | wc -l"), "d02");
-    guest.ok("mkfs.ext4 -q /dev/vda && mkdir -p /mnt && mount /dev/vda /mnt");
+    guest.ok("mkfs.ext4 -q /dev/vda && mkdir -p /mnt && mount -t ext4 /dev/vda /mnt");
     guest.ok("dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null && cp /tmp/data /mnt/copied && sync");
     guest.ok("echo 3 > /proc/sys/vm/drop_caches && cmp /tmp/data /mnt/copied");
     guest.ok("dd if=/tmp/data of=/mnt/direct bs=1M oflag=direct 2>/dev/null");
@@ -32,7 +32,7 @@ fn used(kernel: &str) {
     // The driver goes and comes again: the device is reset, and everything is there.
     guest.ok("cd /sys/bus/virtio/drivers/virtio_blk && ls -d virtio* > /tmp/name && cat /tmp/name > unbind && ! test -b /dev/vda");
     guest.ok("cat /tmp/name > /sys/bus/virtio/drivers/virtio_blk/bind && test -b /dev/vda");
-    guest.ok("mount /dev/vda /mnt && cmp /tmp/data /mnt/direct && umount /mnt");
+    guest.ok("mount -t ext4 /dev/vda /mnt && cmp /tmp/data /mnt/direct && umount /mnt");
     guest.ok("yes the last sector | head -c 512 | dd of=/dev/vda seek=524287 conv=fsync,notrunc 2>/dev/null");
     guest.ok("/usr/sbin/blkdiscard -z -o 1M -l 64K /dev/vda && dd if=/dev/vda skip=1M bs=64K count=1 iflag=skip_bytes 2>/dev/null | cmp -n 65536 - /dev/zero");
     guest.finish("exit 0").assert_ended(0, "power_off");

@@ -5,11 +5,12 @@
 //! | | asked (the agent offlines and unbinds) | by surprise, agent | by surprise, ACPI container |
 //! |---|---|---|---|
 //! | online, in use | refused, nothing changed; or let go of, if the kernel can move what is in it | the driver goes, the memory stays "System RAM (kmem)" until the next boot | |
-//! | half online | the same as online | the driver goes, all of the memory stays, and the kernel goes on to use it | |
+//! | half online | the same as online | all of the memory stays in use, and is not there | |
 //! | offline | let go of, `/proc/iomem` as before | | `kacpi_hotplug` waits for a lock that it holds itself: `remove_memory` under `acpi_device_hotplug` (6.1, 6.12) |
 //!
 //! A device that is mapped: its process gets SIGBUS at the next touch, the removal does not wait (all kernels).
 
+use super::online::on_node_1;
 use super::removal::{GONE, steps};
 use aconite_agent::workload::{Reply, Request, SIGBUS, Source};
 use aconite_tests::machine::PMEM;
@@ -116,25 +117,25 @@ fn memory_of_which_half_is_used_is_given_back() {
 }
 
 /// Memory of which half is online goes by surprise: `remove_memory()` takes a range whole or not at all, so the kernel
-/// keeps all of it, and goes on to use what is not there. The oracle sees it do so.
+/// keeps all of it and goes on to use it, and the oracle sees it do so. What is in it is whatever moved there with a
+/// process: text that init shares with it, too, and then the kernel panics soon.
 fn half_gone(kernel: &str) {
+    const USED: u64 = 1 << 20;
     let mut guest = with_dax(Run::kernel(kernel));
     as_ram(&mut guest);
     half_online(&mut guest);
-    // Whatever is run from now on has its pages in the movable zone.
-    guest.ok("dd if=/dev/zero of=/tmp/used bs=1M count=16 2>/dev/null");
+    let mut workload = on_node_1(&mut guest);
+    let filled =
+        workload.ask_all(&mut guest, &[Request::Map(Source::Anonymous(USED)), Request::Scan(0, USED)]);
+    assert_eq!(filled[1], Reply::Compared { good: USED / 8, bad: 0 }, "{filled:?}");
     let before = guest.last_event();
     guest.ctl(&["remove", "p0", "--surprise", "--via", "agent", "--timeout", "60s"]);
     guest.event(before, "removal", |event| event["step"] == "surprised");
-    guest.type_in(b"cat /tmp/used > /dev/null\n");
+    workload.tell(&mut guest, &Request::Scan(0, USED));
     let stale = guest.event(before, "stale_access", |event| event["device"] == "p0");
-    assert!(stale["cpl"] == 0 || stale["cpl"] == 3, "{stale}");
-    guest.event(before, "removal", |event| event["step"] == "departed");
-    assert!(guest.device("p0")["stale_accesses"].as_u64() > Some(0));
-    let census = guest.ctl(&["census", "p0"]);
-    assert!(census["kernel"]["entries"].as_u64() > Some(0), "the kernel's own map has it: {census}");
-    guest.ctl(&["quit"]);
-    guest.wait(Duration::from_secs(60));
+    let gpa = u64::from_str_radix(stale["gpa"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    let offset = u64::from_str_radix(stale["offset"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    assert_eq!((gpa - offset) % (1 << 30), 0, "{stale}");
 }
 
 #[test]

@@ -10,6 +10,8 @@
 //! | a status claims 1000 records and holds one | "detected truncated ars results" is all that happens (`ars_status_process_records`) |
 //! | a status has no bytes at all | the scrub finds nothing, and the next one does |
 //! | a scrub cannot be started | "ARS failed" once; the range is never scrubbed again, requests end in ENOTTY (ARS_FAILED) |
+//!
+//! 7.x clears no error for a write of less than a page: it is EIO, and the firmware is not asked (seen on 7.2.13).
 
 use std::time::{Duration, Instant};
 
@@ -53,12 +55,15 @@ fn goes_on(kernel: &str) {
     assert_eq!(told.len(), 3, "{told:?}");
     assert!(told.iter().all(|event| event["function"] == 3 && event["status"] == 0x10000), "{told:?}");
 
-    let write = "dd if=/dev/zero of=/dev/pmem0 bs=512 seek=128 count=1 oflag=direct 2>&1";
+    let write = |at: u64| {
+        let bytes = if kernel == "7.x" { 4096 } else { 512 };
+        format!("dd if=/dev/zero of=/dev/pmem0 bs={bytes} seek={} count=1 oflag=direct 2>&1", at / bytes)
+    };
     fail(&guest, "--function 4 --status 2");
-    let failed = guest.sh(write);
+    let failed = guest.sh(&write(0x10000));
     assert!(failed.status != 0 && failed.text.contains("Input/output error"), "{}", failed.text);
     assert_eq!((guest.ok(BAD).as_str(), guest.device("p0")["poisoned"].as_u64()), ("128 1", Some(64)));
-    guest.ok(write);
+    guest.ok(&write(0x10000));
     assert_eq!((guest.ok(BAD).as_str(), guest.device("p0")["poisoned"].as_u64()), ("", Some(0)));
 
     guest.ctl(&["poison", "add", "p0", "0x20000+64"]);
@@ -67,7 +72,7 @@ fn goes_on(kernel: &str) {
     scrub(&mut guest);
     assert!(start.elapsed() >= Duration::from_secs(6), "{:?}", start.elapsed());
     assert_eq!(guest.ok(BAD), "256 1");
-    guest.ok(&write.replace("128", "256"));
+    guest.ok(&write(0x20000));
 
     guest.ctl(&["firmware", "p0", "behave"]);
     guest.ctl(&["poison", "add", "p0", "0x30000+64"]);

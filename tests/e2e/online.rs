@@ -23,7 +23,7 @@ fn long(guest: &mut Machine, script: &str) {
 }
 
 /// A process all of whose memory is on node 1.
-fn on_node_1(guest: &mut Machine) -> Workload {
+pub fn on_node_1(guest: &mut Machine) -> Workload {
     guest.ok(
         "mkdir -p /tmp/cg && mount -t cgroup2 none /tmp/cg && echo +cpuset > /tmp/cg/cgroup.subtree_control && \
          mkdir /tmp/cg/far && echo 1 > /tmp/cg/far/cpuset.mems",

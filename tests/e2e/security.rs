@@ -166,6 +166,9 @@ fn locked(kernel: &str) {
         "what was stored while it was locked went nowhere"
     );
     guest.ok("ndctl disable-region all");
+    // `ndctl load-keys` loads no master passphrases, and erases by one of zeroes where there is none.
+    let (_, master) = kept.iter().find(|(name, _)| name.starts_with("nvdimm-master")).expect("its key");
+    guest.ok(&format!("keyctl add encrypted nvdimm-master:{id} 'load {master}' @u"));
     ndctl(&mut guest, "sanitize-dimm nmem0 --crypto-erase --master-passphrase");
     assert_eq!(guest.ok(SECURITY), "disabled");
     guest.ok("ndctl enable-region all 2>&1");
