@@ -2,7 +2,7 @@
 //!
 //! Expected: after `ndctl start-scrub` and `ndctl clear-errors` nothing of it is bad, and a process walks all of it. Without,
 //! it becomes RAM all the same, since neither daxctl nor dax/kmem looks at bad blocks, and the first load of a bad line
-//! is a machine check at exactly one of the lines that the scrub has listed. Not seen to pass yet.
+//! is a machine check at exactly one of the lines that the scrub has listed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

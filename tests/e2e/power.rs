@@ -49,7 +49,7 @@ fn unflushed(kernel: &str) {
         "ndctl create-namespace -m fsdax -r {region} | sed -n 's/.*\"blockdev\":\"\\(.*\\)\".*/\\1/p'"
     ));
     guest.ok(&format!(
-        "mkfs.ext4 -q -b 4096 /dev/{dev} && mkdir -p /mnt && mount -o dax /dev/{dev} /mnt 2>&1"
+        "mkfs.ext4 -q -b 4096 /dev/{dev} && mkdir -p /mnt && mount -t ext4 -o dax,commit=600 /dev/{dev} /mnt 2>&1"
     ));
     guest.ok("echo synced > /mnt/synced && sync && echo unsynced > /mnt/unsynced");
     write(&mut guest, "first", 0, false);
@@ -83,7 +83,7 @@ fn unflushed(kernel: &str) {
         guest.ok("dd if=/dev/pmem0 bs=4096 skip=1 count=1 iflag=direct 2>/dev/null | head -c 6"),
         "second"
     );
-    guest.ok(&format!("mkdir -p /mnt && mount -o dax /dev/{dev} /mnt 2>&1"));
+    guest.ok(&format!("mkdir -p /mnt && mount -t ext4 -o dax,commit=600 /dev/{dev} /mnt 2>&1"));
     assert_eq!(guest.ok("cat /mnt/synced"), "synced");
     assert_ne!(guest.sh("cat /mnt/unsynced").text, "unsynced", "its journal was not written yet");
     println!("{} {}", health(&mut guest, "nmem0"), health(&mut guest, "nmem1"));
