@@ -148,13 +148,13 @@ impl Step {
             other => Stepped::Ended(other),
         };
         let done = matches!(ended, Stepped::Done);
-        if !done {
-            self.restore_flags(vcpu)?;
-        } else if self.plan.method.traps() && self.plan.trap_flag {
-            change_flags(vcpu, |flags| flags | RFLAGS_TF)?;
-        }
         if done {
+            if self.plan.method.traps() && self.plan.trap_flag {
+                change_flags(vcpu, |flags| flags | RFLAGS_TF)?;
+            }
             self.hide_trap_flag(space);
+        } else {
+            self.restore_flags(vcpu)?;
         }
         self.settle_debug(vcpu, done, status)?;
         Ok(ended)
