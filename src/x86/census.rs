@@ -29,6 +29,9 @@ const LARGE: u64 = 1 << 7;
 /// Bits 51:12: the frame.
 const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
+/// What entries for the same have in common: accessed and dirty bits differ from table to table.
+const SAME: u64 = FRAME | PRESENT;
+
 /// A table of the guest.
 pub type Table = [u64; WORDS];
 
@@ -175,14 +178,34 @@ struct Way {
 impl<M: TableMemory> Search<'_, M> {
     /// A kernel that hides itself from processes gives each two top tables side by side, of which the second has nearly
     /// nothing of the kernel (Linux `kernel_to_user_pgdp`): the first.
+    ///
+    /// All that the second has, the first has too, and what every entry into the kernel needs is the same in both (Linux
+    /// `pti_clone_p4d`, arch/x86/mm/pti.c). A page that only happens to lie before a top table has nothing in common
+    /// with it.
     fn kernel_root(&self, root: u64) -> u64 {
-        let entries = |root: u64| {
-            let mut table = [0; WORDS];
-            let read = self.memory.table(root, &mut table);
-            if read { table[KERNEL_HALF..].iter().filter(|entry| **entry & PRESENT != 0).count() } else { 0 }
-        };
         let other = root & !0x1000;
-        if other != root && entries(other) > entries(root) { other } else { root }
+        let (Some(own), Some(first)) = (self.kernel_half(root), self.kernel_half(other)) else { return root };
+        let pairs = || own.iter().zip(&first).map(|(own, first)| (own & SAME, first & SAME));
+        let shares = |(own, first): (u64, u64)| {
+            own & first & PRESENT != 0
+                && (own == first || self.levels == 5 && self.share_an_entry(own & FRAME, first & FRAME))
+        };
+        let larger = pairs().any(|(own, first)| own & PRESENT < first & PRESENT);
+        let whole = pairs().all(|(own, first)| own & PRESENT <= first & PRESENT);
+        if other != root && larger && whole && pairs().any(shares) { other } else { root }
+    }
+
+    fn kernel_half(&self, root: u64) -> Option<[u64; KERNEL_HALF]> {
+        let mut table = [0; WORDS];
+        let read = self.memory.table(root, &mut table);
+        read.then(|| std::array::from_fn(|index| table[KERNEL_HALF + index]))
+    }
+
+    fn share_an_entry(&self, one: u64, other: u64) -> bool {
+        let (mut first, mut second) = ([0; WORDS], [0; WORDS]);
+        self.memory.table(one, &mut first)
+            && self.memory.table(other, &mut second)
+            && first.iter().zip(second).any(|(one, other)| one & PRESENT != 0 && (one ^ other) & SAME == 0)
     }
 
     /// All pages that are top tables of the kernel to which `root` belongs.
@@ -193,13 +216,11 @@ impl<M: TableMemory> Search<'_, M> {
         }
         let kernel: Vec<usize> = (KERNEL_HALF..WORDS).filter(|index| own[*index] & PRESENT != 0).collect();
         let (Some(&first), Some(&last)) = (kernel.first(), kernel.last()) else { return Vec::new() };
-        // Accessed and dirty bits differ from table to table.
-        let mask = FRAME | PRESENT;
         let mut candidates = Vec::new();
         for range in self.memory.occupied() {
             self.findings.pages += (range.end - range.start) / 4096;
-            let values = [own[first] & mask, own[last] & mask];
-            self.memory.scan(&range, [first, last], values, mask, &mut |page| candidates.push(page));
+            let values = [own[first] & SAME, own[last] & SAME];
+            self.memory.scan(&range, [first, last], values, SAME, &mut |page| candidates.push(page));
         }
         let mut table = [0; WORDS];
         candidates.retain(|page| {
@@ -207,7 +228,7 @@ impl<M: TableMemory> Search<'_, M> {
                 return false;
             }
             // Some entries are a process's own (its LDT), so not all need be the same.
-            let same = kernel.iter().filter(|index| table[**index] & mask == own[**index] & mask).count();
+            let same = kernel.iter().filter(|index| (table[**index] ^ own[**index]) & SAME == 0).count();
             2 * same > kernel.len()
         });
         candidates

@@ -160,6 +160,45 @@ fn the_first_of_two_top_tables_of_a_process_counts() {
     assert_eq!(found.roots, 1);
 }
 
+/// With five levels the two tables have only entries of the second level in common.
+#[test]
+fn the_first_of_two_top_tables_counts_with_five_levels() {
+    let mut memory = Memory { next: 0x3000, ..Memory::default() };
+    let first = kernel(&mut memory, true);
+    assert_eq!(first.cr3, 0x4000);
+    let (hidden, own) = (Paging { cr3: 0x5000, ..first }, memory.new_table());
+    // What `kernel` has put there goes elsewhere.
+    let taken = memory.tables.insert(0x5000, Box::new([0; WORDS])).unwrap();
+    let moved = memory.new_table();
+    *memory.tables.get_mut(&moved).unwrap() = taken;
+    let text = memory.get(first.cr3, 511);
+    assert_eq!(text & FRAME, 0x5000);
+    memory.set(first.cr3, 511, moved | USER);
+    memory.set(own, 511, memory.get(moved, 511));
+    memory.set(hidden.cr3, 511, own | USER);
+    assert_eq!(census(&memory, &[hidden], DEVICE).roots, 1);
+}
+
+/// What lies before a process's top table is not its first one, whatever is in it.
+#[test]
+fn a_page_before_a_top_table_is_no_top_table() {
+    for five in [false, true] {
+        let mut memory = Memory::default();
+        let first = kernel(&mut memory, five);
+        while memory.next & 0x1000 == 0 {
+            memory.new_table();
+        }
+        let before = memory.new_table();
+        let process = memory.fork(&first);
+        assert_eq!(before, process.cr3 & !0x1000);
+        for index in 0..WORDS {
+            memory.set(before, index, 0x1_0000_0000 | (index as u64) << 12 | USER);
+        }
+        let found = census(&memory, &[process], DEVICE);
+        assert_eq!((found.roots, found.user), (2, Half::default()));
+    }
+}
+
 #[test]
 fn processors_that_sleep_or_run_something_else_are_no_mistake() {
     let memory = Memory::default();
