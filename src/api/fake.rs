@@ -306,6 +306,7 @@ impl Executor for FakeMachine {
                     device,
                     gpa: found.gpa,
                     size: found.size,
+                    departed: false,
                     address_spaces: 1,
                     scanned_pages: 0,
                     tables: 0,

@@ -19,6 +19,9 @@ pub struct Census {
     pub gpa: Address,
     /// Its size in bytes.
     pub size: u64,
+    /// Whether it has departed. Processes are then named by what they have mapped at the address: looking at the page
+    /// itself crashes Linux 7.2 (`pagemap_pmd_range()`, fs/proc/task_mmu.c).
+    pub departed: bool,
     /// Address spaces that were found and walked.
     pub address_spaces: u64,
     /// Pages of guest memory that were looked at for them.

@@ -13,18 +13,19 @@ use crate::x86::walk::Paging;
 impl MemoryDevices {
     /// Walks all page tables for mappings of a device, present or departed.
     pub fn census(&self, held: &Held, vcpus: &[VcpuView], id: &str) -> Result<Census, Error> {
-        let range = self.find(id)?.region.range();
-        self.census_of(held, vcpus, id, range)
+        let region = &self.find(id)?.region;
+        self.census_of(held, vcpus, id, region.range(), region.departed())
             .map_err(|error| Error::new(ErrorCode::Internal, super::chain(&error), "report this as a bug"))
     }
 
-    /// Walks all page tables for mappings of `range`, which is or was that of the device `id`.
+    /// Walks all page tables for mappings of `range`, which is that of the device `id`, or was until it departed.
     pub(super) fn census_of(
         &self,
         held: &Held,
         vcpus: &[VcpuView],
         id: &str,
         range: Range<u64>,
+        departed: bool,
     ) -> Result<Census, KvmError> {
         let start = Instant::now();
         let paging: Vec<Paging> = vcpus.iter().map(|vcpu| vcpu.paging(held)).collect::<Result<_, _>>()?;
@@ -34,6 +35,7 @@ impl MemoryDevices {
             device: id.to_owned(),
             gpa: range.start.into(),
             size: range.end - range.start,
+            departed,
             address_spaces: found.roots,
             scanned_pages: found.pages,
             tables: found.tables,

@@ -265,7 +265,7 @@ impl MemoryDevices {
         range: Range<u64>,
         operation: u64,
     ) {
-        match self.census_of(held, vcpus, id, range) {
+        match self.census_of(held, vcpus, id, range, true) {
             Ok(mut census) => {
                 census.shorten(CENSUS_LISTED_IN_EVENT);
                 self.events.publish(Event::Census { operation, census: Box::new(census) });

@@ -346,7 +346,7 @@ fn talk(stream: UnixStream, command: &[String], handle: &Handle, end: &Mutex<Com
             return;
         }
     };
-    handle.meet(Arc::new(Agent(client.clone())));
+    handle.meet(Arc::new(Agent::new(client.clone())));
     handle.events().publish(Event::AgentReady { kernel: client.hello().release.clone() });
     if command.is_empty() {
         signals::power_off_on_signal(&signals, &client, handle);
