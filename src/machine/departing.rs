@@ -24,9 +24,6 @@ pub struct Farewell {
     pub patience: Option<Duration>,
 }
 
-/// A device that goes, by its id and the channel that is its own.
-pub type Member = (String, Channel);
-
 /// Devices of a kind, which go and are heard of.
 pub trait Departing {
     /// What goes at once.
@@ -41,8 +38,8 @@ pub trait Departing {
     /// The event stream.
     fn events(&self) -> &EventBus;
 
-    /// The devices that go with `key`, those that have departed not among them.
-    fn members(&self, key: &Self::Key) -> Vec<Member>;
+    /// Ids of the devices that go with `key`, those that have departed not among them.
+    fn members(&self, key: &Self::Key) -> Vec<String>;
 
     /// Puts what `key` names out of everybody's reach; nothing happens if it is. No vCPU runs: nobody sees in which
     /// order.
@@ -55,7 +52,7 @@ pub trait Departing {
     fn tell(&self, ways: &Ways, key: &Self::Key, removal: &Removal);
 
     /// Notes where devices stand; `by` is the channel of their removal, if one was asked for.
-    fn note(&mut self, members: &[Member], state: DeviceState, by: Option<Channel>);
+    fn note(&mut self, members: &[String], state: DeviceState, by: Option<Channel>);
 
     /// Begins to take away what `key` names, at the request for `id`, over `channel`.
     ///
@@ -80,26 +77,35 @@ pub trait Departing {
         let patience = farewell.patience.unwrap_or(PATIENCE);
         let (removal, actions) =
             Removal::begin(id, operation.operation, farewell.mode, channel, patience, Instant::now());
-        self.removals().insert(key.clone(), removal.clone());
-        self.carry_out(ways, key, Some(&removal), actions);
+        self.follow(ways, key, &removal, actions);
         self.operations().get(operation.operation)
+    }
+
+    /// The guest has let go of what `key` names over `channel`, and nobody has asked it to; how that is known.
+    fn begin_unasked(&mut self, ways: &Ways, key: &Self::Key, channel: Channel, how: String) {
+        let Some(first) = self.members(key).into_iter().next() else { return };
+        let (removal, actions) = Removal::unasked(&first, channel, how, Instant::now());
+        self.follow(ways, key, &removal, actions);
     }
 
     /// Whether a removal by surprise overtakes one of `key` that is under way.
     fn overtakes(&mut self, key: &Self::Key, mode: RemoveMode) -> bool {
-        mode == RemoveMode::Surprise
-            && self.removals().get(key).is_some_and(|removal| removal.mode == RemoveMode::Eject)
+        mode == RemoveMode::Surprise && self.removals().get(key).is_some_and(|removal| !removal.gone())
     }
 
     /// Something is heard of the removal of what `key` names.
     fn hear(&mut self, ways: &Ways, key: &Self::Key, happening: Happening) {
         let Some(mut removal) = self.removals().remove(key) else { return };
         let actions = removal.on(happening);
-        let ends = matches!(actions.last(), Some(Action::End(_)));
-        if !ends {
+        self.follow(ways, key, &removal, actions);
+    }
+
+    /// Goes on with a removal, which is under way until its last action.
+    fn follow(&mut self, ways: &Ways, key: &Self::Key, removal: &Removal, actions: Vec<Action>) {
+        if !matches!(actions.last(), Some(Action::End(_))) {
             self.removals().insert(key.clone(), removal.clone());
         }
-        self.carry_out(ways, key, Some(&removal), actions);
+        self.carry_out(ways, key, removal, actions);
     }
 
     /// Something is heard of the removal that an operation is about, if it still goes on.
@@ -127,18 +133,18 @@ pub trait Departing {
     }
 
     /// Does what a step of a removal consists of.
-    fn carry_out(&mut self, ways: &Ways, key: &Self::Key, removal: Option<&Removal>, actions: Vec<Action>) {
+    fn carry_out(&mut self, ways: &Ways, key: &Self::Key, removal: &Removal, actions: Vec<Action>) {
         let members = self.members(key);
         for action in actions {
             match action {
                 Action::Step(step, detail) => {
-                    for (id, own_channel) in &members {
+                    for id in &members {
                         self.events().publish(Event::Removal {
                             device: id.clone(),
-                            operation: removal.map_or(0, |removal| removal.operation),
+                            operation: removal.operation,
                             step,
-                            mode: removal.map_or(RemoveMode::Eject, |removal| removal.mode),
-                            channel: removal.map_or(*own_channel, |removal| removal.channel),
+                            mode: removal.mode,
+                            channel: removal.channel,
                             detail: detail.clone(),
                         });
                     }
@@ -146,25 +152,22 @@ pub trait Departing {
                 Action::Take => {
                     if let Err(error) = self.take(key) {
                         tracing::error!(%error, ?members, "what the guest has given back stays within reach");
+                        self.removals().remove(key);
                         self.note(&members, DeviceState::Present, None);
                         self.end(removal, Some(error));
                         return;
                     }
                 }
-                Action::TellGuest => {
-                    if let Some(removal) = removal {
-                        self.tell(ways, key, removal);
-                    }
-                }
-                Action::State(state) => self.note(&members, state, removal.map(|removal| removal.channel)),
+                Action::TellGuest => self.tell(ways, key, removal),
+                Action::State(state) => self.note(&members, state, removal.asked_over()),
                 Action::End(error) => self.end(removal, error),
             }
         }
     }
 
     /// Ends the operation of a removal.
-    fn end(&self, removal: Option<&Removal>, error: Option<Error>) {
-        if let Some(removal) = removal {
+    fn end(&self, removal: &Removal, error: Option<Error>) {
+        if removal.asked_over().is_some() {
             self.operations().end(self.events(), removal.operation, error);
         }
     }

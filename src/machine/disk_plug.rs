@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use aconite_devices::bus::lock;
 
 use super::chain;
-use super::departing::{Departing, Farewell, Member};
+use super::departing::{Departing, Farewell};
 use super::disk::{DiskError, Disks};
 use super::operations::Operations;
 use super::pcie::CardKind;
@@ -131,8 +131,8 @@ impl Departing for Disks {
         &self.around.events
     }
 
-    fn members(&self, id: &String) -> Vec<Member> {
-        if self.has(id) { vec![(id.clone(), Channel::Pcie)] } else { Vec::new() }
+    fn members(&self, id: &String) -> Vec<String> {
+        if self.has(id) { vec![id.clone()] } else { Vec::new() }
     }
 
     fn take(&mut self, id: &String) -> Result<(), Error> {
@@ -148,12 +148,11 @@ impl Departing for Disks {
         ways.tell_card_removal(removal);
     }
 
-    fn note(&mut self, members: &[Member], state: DeviceState, _by: Option<Channel>) {
-        let named = |id: &str| members.iter().any(|(member, _)| member == id);
+    fn note(&mut self, members: &[String], state: DeviceState, _by: Option<Channel>) {
         if state == DeviceState::Departed {
-            self.list.retain(|disk| !named(&disk.config.id));
+            self.list.retain(|disk| !members.contains(&disk.config.id));
         }
-        for disk in self.list.iter_mut().filter(|disk| named(&disk.config.id)) {
+        for disk in self.list.iter_mut().filter(|disk| members.contains(&disk.config.id)) {
             disk.state = state;
         }
     }

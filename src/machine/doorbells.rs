@@ -1,8 +1,8 @@
 //! The doorbells of a device's queues: KVM rings for the guest, and the device's own threads hear it.
 //!
 //! A notification costs the guest no exit to the monitor, and the main loop has no part in it. Interrupts need no such
-//! thing: the thread that completes a request sends the message itself ([`Vm::msi`](crate::kvm::Vm::msi)), where an
-//! irqfd would wake KVM's thread to do the same.
+//! thing: the thread that completes a request sends the message itself ([`Vm::msi`](crate::kvm::Vm::msi)), in one system
+//! call, which an irqfd would need, too (`irqfd_wakeup()`).
 
 use std::io;
 use std::sync::Arc;

@@ -2,8 +2,8 @@
 //!
 //! A card is whatever goes behind a port: a function, and who works on its queues. It comes and goes as in a rack.
 //! A card that comes is put in, and the slot's button is pressed; one that is to go is asked for by the button, and is
-//! taken out when the guest has switched the power off; and any card can be pulled. A slot whose card is still being
-//! let go of by the guest takes no other.
+//! taken out when the guest has switched the power off; and any card can be pulled. A slot that the guest has not
+//! released since takes no other.
 //!
 //! Ports are firmware's business no further than that they exist: Linux gives them bus numbers and windows, and keeps
 //! room in the windows for cards to come.

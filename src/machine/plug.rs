@@ -9,10 +9,10 @@ use aconite_devices::bus::lock;
 
 use super::arrival::{Arrival, NotAdded, When};
 use super::chain;
-use super::departing::{Departing, Farewell, Member};
+use super::departing::{Departing, Farewell};
 use super::memory::{Device, MemoryDevices, MemoryError, length, persistence};
 use super::operations::Operations;
-use super::removal::{Happening, Removal, unasked};
+use super::removal::{Happening, Removal};
 use super::tell::{Heard, Ways};
 use crate::command::{
     CENSUS_LISTED_IN_EVENT, DeviceState, Error, ErrorCode, Event, EventBus, Operation, RemovalStep,
@@ -76,11 +76,10 @@ impl MemoryDevices {
     pub fn ejected(&mut self, _held: &Held, ways: &Ways, unit: u32) {
         let unit = unit as usize;
         let how = "the guest evaluated _EJ0".to_owned();
-        if self.removals.contains_key(&unit) {
-            self.hear(ways, &unit, Happening::LetGo(how));
-        } else if self.devices.iter().any(|d| d.unit == unit && d.state == DeviceState::Present) {
-            self.carry_out(ways, &unit, None, unasked(how));
+        if !self.removals.contains_key(&unit) {
+            self.begin_unasked(ways, &unit, Channel::Container, how.clone());
         }
+        self.hear(ways, &unit, Happening::LetGo(how));
     }
 
     /// The guest has said what it has come to with a notification of a unit's container.
@@ -401,8 +400,8 @@ impl Departing for MemoryDevices {
         &self.events
     }
 
-    fn members(&self, unit: &usize) -> Vec<Member> {
-        self.of_unit(*unit).map(|device| (device.id.clone(), device.channel)).collect()
+    fn members(&self, unit: &usize) -> Vec<String> {
+        self.of_unit(*unit).map(|device| device.id.clone()).collect()
     }
 
     fn take(&mut self, unit: &usize) -> Result<(), Error> {
@@ -422,8 +421,8 @@ impl Departing for MemoryDevices {
         ways.tell_removal(removal, *unit, self.of_unit(*unit).map(|device| device.region.range()).collect());
     }
 
-    fn note(&mut self, members: &[Member], state: DeviceState, by: Option<Channel>) {
-        for device in self.devices.iter_mut().filter(|d| members.iter().any(|(id, _)| *id == d.id)) {
+    fn note(&mut self, members: &[String], state: DeviceState, by: Option<Channel>) {
+        for device in self.devices.iter_mut().filter(|d| members.contains(&d.id)) {
             device.state = state;
             device.left_by = by;
         }

@@ -5,7 +5,8 @@
 //! their order; so every way through a removal is seen in one place, and can be tested without a machine.
 //!
 //! ```text
-//!   orderly    requested ─ notified ─┬─ (quiescing) ─┬─ ejected ─ departed
+//!   orderly    requested ─ notified ─┬─ (quiescing) ─┬─ ejected ─┬─ departed
+//!                                    │               │           └─ timed out ─ departed
 //!                                    │               ├─ refused        the device is present again
 //!                                    └───────────────┴─ timed out      the device is present again
 //!   surprise   requested ─ surprised ─ notified ─ (quiescing) ─┬─ departed
@@ -13,9 +14,10 @@
 //!                                                              └─ timed out ─ departed
 //! ```
 //!
-//! What went by surprise is gone whatever the guest does about it: when it refuses or does not answer, the
-//! operation fails, and the device has departed all the same. Id and address are free with the step `departed`, and
-//! not before. A surprise overtakes an orderly removal that is under way.
+//! What went by surprise, or was ejected, is gone whatever the guest does about it: when it refuses or does not answer,
+//! the operation fails, and the device has departed all the same. Id and address are free with the step `departed`, and
+//! not before. A surprise overtakes an orderly removal of what is not gone yet. What the guest lets go of unasked begins
+//! with `ejected`.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +34,9 @@ pub enum Happening {
     Working,
     /// The guest does not let go; why.
     Refused(String),
-    /// The guest has let go; how that is known.
+    /// The guest has let go, and will say when it takes another device; how that is known.
+    Ejected(String),
+    /// The guest has let go, and takes another device; how that is known.
     LetGo(String),
     /// The deadline has passed.
     Overdue,
@@ -60,7 +64,7 @@ pub enum Action {
 pub struct Removal {
     /// The device.
     pub device: String,
-    /// The operation that the request was answered with.
+    /// The operation that the request was answered with; 0 if nobody has asked.
     pub operation: u64,
     /// Whether the guest was asked first.
     pub mode: RemoveMode,
@@ -70,6 +74,7 @@ pub struct Removal {
     pub deadline: Instant,
     patience: Duration,
     working: bool,
+    gone: bool,
 }
 
 impl Removal {
@@ -86,9 +91,10 @@ impl Removal {
         const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
         let deadline = now.checked_add(patience).unwrap_or_else(|| now + FOR_EVER);
         let device = device.to_owned();
-        let removal = Self { device, operation, mode, channel, deadline, patience, working: false };
+        let gone = mode == RemoveMode::Surprise;
+        let removal = Self { device, operation, mode, channel, deadline, patience, working: false, gone };
         let mut actions = vec![Action::Step(RemovalStep::Requested, None)];
-        if mode == RemoveMode::Surprise {
+        if gone {
             actions.extend([Action::Take, Action::Step(RemovalStep::Surprised, None)]);
         }
         actions.extend([
@@ -99,23 +105,42 @@ impl Removal {
         (removal, actions)
     }
 
+    /// The removal of a device that the guest has let go of unasked, and how it begins.
+    pub fn unasked(device: &str, channel: Channel, how: String, now: Instant) -> (Self, Vec<Action>) {
+        let (mut removal, _) = Self::begin(device, 0, RemoveMode::Eject, channel, PATIENCE, now);
+        let mut actions = vec![Action::State(DeviceState::Leaving)];
+        actions.extend(removal.ejected(how));
+        (removal, actions)
+    }
+
+    /// The channel over which somebody has asked for it.
+    pub fn asked_over(&self) -> Option<Channel> {
+        (self.operation != 0).then_some(self.channel)
+    }
+
     /// Whether the guest works on it.
     pub fn working(&self) -> bool {
         self.working
     }
 
+    /// Whether the device is out of reach already.
+    pub fn gone(&self) -> bool {
+        self.gone
+    }
+
     /// What follows from a happening. The removal is over when the last action is [`Action::End`].
     pub fn on(&mut self, happening: Happening) -> Vec<Action> {
-        let surprise = self.mode == RemoveMode::Surprise;
         match happening {
             Happening::Working if self.working => Vec::new(),
             Happening::Working => {
                 self.working = true;
                 vec![Action::Step(RemovalStep::Quiescing, None)]
             }
-            Happening::LetGo(how) if surprise => departed(Some(how), None),
+            Happening::Ejected(_) if self.gone => Vec::new(),
+            Happening::Ejected(how) => self.ejected(how),
+            Happening::LetGo(how) if self.gone => departed(Some(how), None),
             Happening::LetGo(how) => {
-                let mut actions = vec![Action::Step(RemovalStep::Ejected, Some(how)), Action::Take];
+                let mut actions = self.ejected(how);
                 actions.extend(departed(None, None));
                 actions
             }
@@ -135,10 +160,15 @@ impl Removal {
         }
     }
 
+    fn ejected(&mut self, how: String) -> Vec<Action> {
+        self.gone = true;
+        vec![Action::Step(RemovalStep::Ejected, Some(how)), Action::Take]
+    }
+
     /// The guest has not done what it was told.
     fn left(&self, step: RemovalStep, detail: Option<String>, error: Error) -> Vec<Action> {
         let mut actions = vec![Action::Step(step, detail)];
-        if self.mode == RemoveMode::Surprise {
+        if self.gone {
             actions.extend(departed(None, Some(error)));
         } else {
             actions.extend([Action::State(DeviceState::Present), Action::End(Some(error))]);
@@ -147,19 +177,20 @@ impl Removal {
     }
 
     fn refused(&self, why: &str) -> Error {
-        let (device, gone) = (&self.device, self.gone());
+        let (device, gone) = (&self.device, self.all_the_same());
         Error::new(
             ErrorCode::GuestRefused,
             format!("The guest does not let go of {device}: {why}{gone}"),
-            match self.mode {
-                RemoveMode::Eject => "end what uses it in the guest and ask again, or remove it by surprise",
-                RemoveMode::Surprise => "see the guest's kernel log",
+            if self.gone {
+                "see the guest's kernel log"
+            } else {
+                "end what uses it in the guest and ask again, or remove it by surprise"
             },
         )
     }
 
     fn timed_out(&self) -> Error {
-        let (device, gone, seconds) = (&self.device, self.gone(), self.patience.as_secs_f64());
+        let (device, gone, seconds) = (&self.device, self.all_the_same(), self.patience.as_secs_f64());
         Error::new(
             ErrorCode::GuestTimedOut,
             format!("The guest has not let go of {device} within {seconds} s{gone}"),
@@ -167,22 +198,9 @@ impl Removal {
         )
     }
 
-    fn gone(&self) -> &'static str {
-        match self.mode {
-            RemoveMode::Surprise => "; it is gone all the same",
-            RemoveMode::Eject => "",
-        }
+    fn all_the_same(&self) -> &'static str {
+        if self.gone { "; it is gone all the same" } else { "" }
     }
-}
-
-/// The guest lets go of a device that nobody has asked it for.
-pub fn unasked(how: String) -> Vec<Action> {
-    vec![
-        Action::Step(RemovalStep::Ejected, Some(how)),
-        Action::Take,
-        Action::State(DeviceState::Departed),
-        Action::Step(RemovalStep::Departed, None),
-    ]
 }
 
 fn departed(detail: Option<String>, error: Option<Error>) -> Vec<Action> {

@@ -36,6 +36,23 @@ fn an_orderly_removal_takes_the_memory_when_the_guest_has_let_go() {
 }
 
 #[test]
+fn what_was_ejected_is_gone_and_departs_when_the_guest_says_so() {
+    let ejected = || {
+        let mut removal = begin(RemoveMode::Eject).0;
+        let actions = removal.on(Happening::Ejected("power off".into()));
+        assert_eq!(actions, [Action::Step(RemovalStep::Ejected, Some("power off".into())), Action::Take]);
+        assert_eq!(removal.on(Happening::Ejected("again".into())), []);
+        removal
+    };
+    assert_eq!(steps(&ejected().on(Happening::LetGo("dark".into()))), [RemovalStep::Departed]);
+    let late = ejected().on(Happening::Overdue);
+    assert_eq!(steps(&late), [RemovalStep::TimedOut, RemovalStep::Departed]);
+    let Some(Action::End(Some(error))) = late.last() else { panic!("{late:?}") };
+    assert!(error.message.ends_with("it is gone all the same"), "{error}");
+    assert_eq!(begin(RemoveMode::Surprise).0.on(Happening::Ejected("power off".into())), []);
+}
+
+#[test]
 fn what_the_guest_does_not_give_stays_and_what_was_taken_is_gone() {
     for (happening, step, code) in [
         (Happening::Refused("it is busy".into()), RemovalStep::Refused, ErrorCode::GuestRefused),
@@ -98,39 +115,43 @@ impl Slot {
                 }
                 Action::End(error) => {
                     assert_eq!(index + 1, actions.len(), "nothing comes after the end");
-                    let ended = &mut self.ended[operation.expect("an operation") as usize];
-                    assert_eq!(ended.replace(error.is_none()), None, "an operation ends once");
+                    let Some(operation) = operation else { continue };
+                    let ended = self.ended[operation as usize].replace(error.is_none());
+                    assert_eq!(ended, None, "an operation ends once");
                 }
             }
         }
     }
 
     fn remove(&mut self, mode: RemoveMode) {
-        let overtakes = mode == RemoveMode::Surprise
-            && self.removal.as_ref().is_some_and(|removal| removal.mode == RemoveMode::Eject);
+        let overtakes =
+            mode == RemoveMode::Surprise && self.removal.as_ref().is_some_and(|removal| !removal.gone());
         match self.state {
             DeviceState::Present => {}
             DeviceState::Leaving if overtakes => self.hear(Happening::Overtaken),
             _ => return,
         }
-        let operation = self.ended.len() as u64;
         self.ended.push(None);
+        let operation = self.ended.len() as u64;
         let (removal, actions) =
             Removal::begin("p0", operation, mode, Channel::Container, Duration::from_secs(1), Instant::now());
-        self.carry_out(Some(operation), actions);
+        self.carry_out(operation.checked_sub(1), actions);
         self.removal = Some(removal);
     }
 
     fn hear(&mut self, happening: Happening) {
         let Some(mut removal) = self.removal.take() else {
-            if matches!(happening, Happening::LetGo(_)) && self.state == DeviceState::Present {
-                self.carry_out(None, unasked("by itself".into()));
+            if matches!(happening, Happening::Ejected(_)) && self.state == DeviceState::Present {
+                let (removal, actions) =
+                    Removal::unasked("p0", Channel::Container, "by itself".into(), Instant::now());
+                self.carry_out(None, actions);
+                self.removal = Some(removal);
             }
             return;
         };
         let actions = removal.on(happening);
         let ends = matches!(actions.last(), Some(Action::End(_)));
-        self.carry_out(Some(removal.operation), actions);
+        self.carry_out(removal.operation.checked_sub(1), actions);
         self.removal = (!ends).then_some(removal);
     }
 
@@ -157,6 +178,7 @@ fn moves() -> impl Strategy<Value = Move> {
         3 => Just(Move::Insert),
         2 => Just(Move::Hear(Happening::Working)),
         2 => Just(Move::Hear(Happening::Refused("busy".into()))),
+        2 => Just(Move::Hear(Happening::Ejected("power off".into()))),
         3 => Just(Move::Hear(Happening::LetGo("_EJ0".into()))),
         1 => Just(Move::Hear(Happening::Overdue)),
     ]
@@ -186,7 +208,8 @@ proptest! {
             prop_assert_eq!(departures(&slot) - before, left, "the step and the state are one");
             prop_assert_eq!(slot.removal.is_some(), slot.state == DeviceState::Leaving);
             let open = slot.ended.iter().filter(|ended| ended.is_none()).count();
-            prop_assert_eq!(open, usize::from(slot.removal.is_some()), "no operation is forgotten");
+            let asked = slot.removal.as_ref().is_some_and(|removal| removal.asked_over().is_some());
+            prop_assert_eq!(open, usize::from(asked), "no operation is forgotten");
             if slot.state == DeviceState::Present {
                 prop_assert!(slot.reachable);
             }

@@ -1,9 +1,10 @@
 //! What the guest does to the slots of PCI Express ports, and what that means for the device in one.
 //!
 //! Linux (`drivers/pci/hotplug/pciehp_ctrl.c`) answers the button by blinking for five seconds, in which pressing it
-//! again takes the request back; then it takes the drivers away and switches the power off. A card that was pulled it
-//! notices by the link or by presence, takes the drivers away, and switches the power off just the same. Until then it
-//! looks at no other card in that slot, whatever became of the removal: the slot is free when the guest has let go.
+//! again takes the request back; then it takes the drivers away and switches the power off, with which the card is out of
+//! reach, and a second later it makes the power indicator dark. A card that was pulled it notices by the link or by
+//! presence, and does all the same. Until then it looks at no other card in that slot, whatever became of the removal:
+//! the slot is free when the guest has released it.
 
 use aconite_devices::bus::{DeviceId, lock};
 use aconite_devices::pci::{Indicator, SlotChange};
@@ -11,13 +12,14 @@ use aconite_devices::pci::{Indicator, SlotChange};
 use super::build::Built;
 use super::departing::Departing;
 use super::pcie::CardKind;
-use super::removal::{Happening, Removal, unasked};
+use super::removal::{Happening, Removal};
 use super::tell::Ways;
 use crate::command::RemoveMode;
 use crate::config::Channel;
 use crate::kvm::Held;
 
 const POWERED_OFF: &str = "the guest has switched the slot's power off";
+const RELEASED: &str = "the slot's power indicator is dark";
 
 impl Built {
     /// The guest has changed something of the slot of `port`.
@@ -37,7 +39,7 @@ impl Built {
                 }
             }
         }
-        if matches!(change, SlotChange::PowerOff | SlotChange::PresenceSeen) {
+        if matches!(change, SlotChange::Released | SlotChange::PresenceSeen) {
             lock(&self.pcie).let_go(port);
         }
     }
@@ -53,7 +55,7 @@ fn changed<D: Departing>(devices: &mut D, ways: &Ways, key: &D::Key, change: Slo
             }
         }
         None if change == SlotChange::PowerOff && !answers => {
-            devices.carry_out(ways, key, None, unasked(POWERED_OFF.to_owned()));
+            devices.begin_unasked(ways, key, Channel::Pcie, POWERED_OFF.to_owned());
         }
         None => {}
     }
@@ -64,12 +66,13 @@ fn happening(removal: &Removal, change: SlotChange, answers: bool) -> Option<Hap
     let orderly = removal.mode == RemoveMode::Eject;
     match change {
         // It may have switched the power on again by now, and then it has not let go.
-        SlotChange::PowerOff => (!answers).then(|| Happening::LetGo(POWERED_OFF.to_owned())),
+        SlotChange::PowerOff => (!answers).then(|| Happening::Ejected(POWERED_OFF.to_owned())),
+        SlotChange::Released => removal.gone().then(|| Happening::LetGo(RELEASED.to_owned())),
         SlotChange::PresenceSeen if !orderly => {
             Some(Happening::LetGo("the guest has seen that the slot is empty".to_owned()))
         }
         SlotChange::PowerIndicator(Indicator::Blink) if orderly => Some(Happening::Working),
-        SlotChange::PowerIndicator(Indicator::On) if orderly && removal.working() => Some(
+        SlotChange::PowerIndicator(Indicator::On) if removal.working() && !removal.gone() => Some(
             Happening::Refused("the power indicator is lit again: the request was taken back".to_owned()),
         ),
         _ => None,
@@ -87,13 +90,19 @@ mod tests {
     }
 
     #[test]
-    fn power_that_goes_off_is_the_end_of_both() {
-        for mode in [RemoveMode::Eject, RemoveMode::Surprise] {
-            let heard = happening(&removal(mode), SlotChange::PowerOff, false);
-            assert_eq!(heard, Some(Happening::LetGo(POWERED_OFF.to_owned())));
-            assert_eq!(happening(&removal(mode), SlotChange::PowerOff, true), None);
-            assert_eq!(happening(&removal(mode), SlotChange::PowerOn, true), None);
-        }
+    fn power_goes_off_and_then_the_indicator() {
+        let (off, released) = (SlotChange::PowerOff, SlotChange::Released);
+        let let_go = Some(Happening::LetGo(RELEASED.to_owned()));
+        let mut asked = removal(RemoveMode::Eject);
+        assert_eq!(happening(&asked, off, true), None);
+        assert_eq!(happening(&asked, SlotChange::PowerOn, true), None);
+        assert_eq!(happening(&asked, released, true), None, "it has power again");
+        let ejected = happening(&asked, off, false).unwrap();
+        assert_eq!(ejected, Happening::Ejected(POWERED_OFF.to_owned()));
+        asked.on(ejected);
+        assert_eq!(happening(&asked, SlotChange::PowerIndicator(Indicator::On), false), None);
+        assert_eq!(happening(&asked, released, false), let_go);
+        assert_eq!(happening(&removal(RemoveMode::Surprise), released, false), let_go);
     }
 
     #[test]

@@ -7,7 +7,9 @@
 //! as ones at once, before the guest can learn of it.
 //!
 //! Slots come in two kinds. One with a button, indicators and a power controller is for orderly removal: the button is
-//! pressed, the guest lets go and takes the power away. One without is always powered, and its card can only be pulled.
+//! pressed, the guest lets go, takes the power away, and makes the power indicator dark, which says that a card may be
+//! put in or taken out (section 6.7.1.1.2). Linux waits for a second in between, and does not notice a card that comes
+//! then. A slot without all that is always powered, and its card can only be pulled.
 
 use std::sync::Arc;
 
@@ -112,6 +114,8 @@ pub enum SlotChange {
     PowerOn,
     /// It has switched the slot's power off: it has let go of what is in it.
     PowerOff,
+    /// It has made the power indicator dark after that: it is ready for another card.
+    Released,
     /// It has changed the power indicator.
     PowerIndicator(Indicator),
     /// It has changed the attention indicator.
@@ -141,6 +145,8 @@ pub struct RootPort {
     kind: SlotKind,
     occupied: bool,
     link: bool,
+    /// The guest has switched the power off, and the power indicator is not dark yet.
+    releasing: bool,
     /// The condition for a message held at the last look.
     asserted: bool,
     /// What is behind the port has been reset since the last question.
@@ -201,6 +207,7 @@ impl RootPort {
             kind,
             occupied: false,
             link: false,
+            releasing: false,
             asserted: false,
             reset_behind: false,
         })
@@ -293,7 +300,12 @@ impl RootPort {
             tell(SlotChange::PowerIndicator(indicator));
         }
         if (control ^ before) & POWER_OFF != 0 {
-            tell(if control & POWER_OFF != 0 { SlotChange::PowerOff } else { SlotChange::PowerOn });
+            self.releasing = control & POWER_OFF != 0;
+            tell(if self.releasing { SlotChange::PowerOff } else { SlotChange::PowerOn });
+        }
+        if self.releasing && Indicator::from_bits(control >> POWER_SHIFT) == Some(Indicator::Off) {
+            self.releasing = false;
+            tell(SlotChange::Released);
         }
         self.follow_link();
         if self.kind == SlotKind::Button {
@@ -377,6 +389,7 @@ impl PciFunction for RootPort {
     fn reset(&mut self) {
         self.config = self.fresh.clone();
         self.link = false;
+        self.releasing = false;
         self.asserted = false;
         if std::mem::take(&mut self.occupied) {
             self.occupy_at_start();

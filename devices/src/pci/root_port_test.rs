@@ -116,9 +116,26 @@ fn an_orderly_removal_as_pciehp_does_it() {
     assert_eq!(rig.port.decode().bridge, None, "nothing behind it answers");
     assert!(rig.port.take_reset_behind());
     assert_eq!(rig.acknowledge(), EVENT_COMMAND | EVENT_LINK);
+    let changes = rig.express(SLOT_CONTROL, rig.read(SLOT_CONTROL) | 3 << POWER_SHIFT);
+    assert_eq!(changes, [SlotChange::PowerIndicator(Indicator::Off), SlotChange::Released]);
+    assert_eq!(rig.acknowledge(), EVENT_COMMAND);
     rig.port.set_occupied(false);
     assert_eq!(rig.acknowledge(), EVENT_PRESENCE);
     assert_eq!(rig.read(SLOT_STATUS), 0);
+}
+
+#[test]
+fn a_dark_indicator_releases_only_what_had_power() {
+    let mut rig = Rig::new(SlotKind::Button);
+    rig.port.set_occupied(true);
+    let dark = rig.read(SLOT_CONTROL);
+    let blinking = dark & !(3 << POWER_SHIFT) | 2 << POWER_SHIFT;
+    rig.express(SLOT_CONTROL, blinking);
+    let changes = rig.express(SLOT_CONTROL, dark);
+    assert_eq!(changes, [SlotChange::PowerIndicator(Indicator::Off)], "a request that was taken back");
+    assert_eq!(rig.express(SLOT_CONTROL, dark & !POWER_OFF), [SlotChange::PowerOn]);
+    assert_eq!(rig.express(SLOT_CONTROL, dark), [SlotChange::PowerOff, SlotChange::Released]);
+    assert_eq!(rig.express(SLOT_CONTROL, dark), []);
 }
 
 #[test]
