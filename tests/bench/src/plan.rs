@@ -71,6 +71,8 @@ pub enum Layout {
 pub enum Way {
     /// QEMU's memory on a slot (pc-dimm), over ACPI.
     Dimm,
+    /// A virtio device of QEMU's behind a PCI Express port, by its button.
+    Card,
     /// An NVDIMM whose guest is asked over ACPI.
     Container,
     /// An NVDIMM that is taken away first; the guest is told over ACPI.
@@ -83,13 +85,23 @@ pub enum Way {
 
 impl Way {
     /// All of them.
-    pub const ALL: [Way; 5] = [Way::Dimm, Way::Container, Way::Surprise, Way::Agent, Way::Port];
+    pub const ALL: [Way; 6] = [Way::Dimm, Way::Card, Way::Container, Way::Surprise, Way::Agent, Way::Port];
+
+    /// The way of QEMU's that is like this one of aconite's.
+    pub fn peer(self) -> Option<Way> {
+        match self {
+            Way::Container => Some(Way::Dimm),
+            Way::Port => Some(Way::Card),
+            Way::Dimm | Way::Card | Way::Surprise | Way::Agent => None,
+        }
+    }
 }
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Way::Dimm => "pc-dimm of q35",
+            Way::Card => "virtio of q35, port",
             Way::Container => "orderly, container",
             Way::Surprise => "surprise, container",
             Way::Agent => "orderly, agent",

@@ -374,14 +374,14 @@ impl Judge<'_> {
             .collect();
         let whole = |cycles: &Cycles| (cycles.unplug + cycles.plug) as f64;
         let ms = |ns: u64| ns as f64 / 1e6;
-        let qemu = found.iter().find(|(way, _)| *way == Way::Dimm).map(|(_, cycles)| *cycles);
-        for (way, cycles) in found {
+        for &(way, cycles) in &found {
             let own =
                 cycles.own.map_or(String::new(), |own| format!(", {:.1} of both in the monitor", ms(own)));
             let note = format!("unplug {:.0} ms, plug {:.0} ms{own}", ms(cycles.unplug), ms(cycles.plug));
             let (what, rate) = (way.to_string(), 1e9 / whole(&cycles));
             self.row("hotplug", &what, rate, "cycles/s", Target::None, note);
-            if let (Some(qemu), Way::Container) = (&qemu, way) {
+            let peer = found.iter().find(|(other, _)| way.peer() == Some(*other));
+            if let Some((_, qemu)) = peer {
                 let ratio = whole(&cycles) / whole(qemu);
                 self.row("hotplug", &what, ratio, "of QEMU", Target::AtMost(1.0), String::new());
             }

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 /// Boots once and measures.
 pub fn measure(plan: &Plan, contestant: Contestant, image: Image, console: Console) -> Result<Boot> {
-    let start = Start { contestant, image, console, pmem: false, slot: false, disk: None, socket: None };
+    let start = Start { image, console, ..Start::quiet(contestant) };
     let mut monitor = Monitor::start(plan, &start)?;
     let to_init = monitor.wait_for_init()?.as_nanos() as u64;
     let counters = counters::of_machine(monitor.pid())?;
@@ -22,8 +22,7 @@ pub fn measure(plan: &Plan, contestant: Contestant, image: Image, console: Conso
 
 /// Boots once under tracing.
 pub fn profile(plan: &Plan, contestant: Contestant, console: Console, pmem: bool) -> Result<Profile> {
-    let start =
-        Start { contestant, image: Image::Vmlinux, console, pmem, slot: false, disk: None, socket: None };
+    let start = Start { console, pmem, ..Start::quiet(contestant) };
     let trace = Trace::start()?;
     let mut monitor = Monitor::start(plan, &start)?;
     monitor.wait_for_init()?;

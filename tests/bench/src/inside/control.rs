@@ -2,7 +2,7 @@
 
 use super::monitor::{Monitor, Start};
 use super::qmp::Qmp;
-use crate::plan::{Console, Contestant, Control, Image, Plan};
+use crate::plan::{Contestant, Control, Plan};
 use anyhow::{Context, Result, bail};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -18,15 +18,7 @@ const STATUS_ONCE: &str = "GET /v1/machine HTTP/1.1\r\nHost: localhost\r\nConnec
 pub fn measure(plan: &Plan, contestant: Contestant) -> Result<Control> {
     let socket = plan.dir.join("control.sock");
     let _ = std::fs::remove_file(&socket);
-    let start = Start {
-        contestant,
-        image: Image::Vmlinux,
-        console: Console::Quiet,
-        pmem: false,
-        slot: false,
-        disk: None,
-        socket: Some(&socket),
-    };
+    let start = Start { socket: Some(&socket), ..Start::quiet(contestant) };
     let mut monitor = Monitor::start(plan, &start)?;
     monitor.wait_for_init()?;
     // The guest's last work of its start.

@@ -2,7 +2,7 @@
 
 use super::counters;
 use super::monitor::{Monitor, Start};
-use crate::plan::{Console, Contestant, Image, Plan, Requests};
+use crate::plan::{Contestant, Plan, Requests};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,15 +25,7 @@ struct Turn {
 pub fn measure(plan: &Plan, contestant: Contestant) -> Result<BTreeMap<String, Requests>> {
     let file = plan.dir.join("disk.img");
     fs::write(&file, vec![0xa5; SIZE]).context("Cannot make the disk's file")?;
-    let start = Start {
-        contestant,
-        image: Image::Vmlinux,
-        console: Console::Quiet,
-        pmem: false,
-        slot: false,
-        disk: Some(&file),
-        socket: None,
-    };
+    let start = Start { disk: Some(&file), ..Start::quiet(contestant) };
     let mut monitor = Monitor::start(plan, &start)?;
     monitor.wait_for_init()?;
     let mut turns: BTreeMap<String, Vec<Turn>> = BTreeMap::new();

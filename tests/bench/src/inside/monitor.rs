@@ -23,6 +23,15 @@ const LOOK: Duration = Duration::from_millis(4);
 /// Room of the console's pipe: nobody ever waits for its reader.
 const PIPE_SIZE: libc::c_int = 1 << 20;
 
+/// Where QEMU takes what comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A slot for memory, over ACPI.
+    Memory,
+    /// A PCI Express root port, `rp0`, with the hot-plug of PCI Express itself.
+    Port,
+}
+
 /// What a machine is started with.
 #[derive(Clone, Copy, Debug)]
 pub struct Start<'a> {
@@ -31,12 +40,27 @@ pub struct Start<'a> {
     pub console: Console,
     /// A memory device of 1 GiB, for contestants that have them.
     pub pmem: bool,
-    /// A slot for memory that comes later, for contestants that have them.
-    pub slot: bool,
+    /// A place for what comes later, in QEMU.
+    pub place: Option<Place>,
     /// The file of a disk, which the guest puts to work.
     pub disk: Option<&'a Path>,
     /// Where to listen for control.
     pub socket: Option<&'a Path>,
+}
+
+impl Start<'_> {
+    /// A kernel by PVH that says nothing, and nothing besides.
+    pub fn quiet(contestant: Contestant) -> Self {
+        Self {
+            contestant,
+            image: Image::Vmlinux,
+            console: Console::Quiet,
+            pmem: false,
+            place: None,
+            disk: None,
+            socket: None,
+        }
+    }
 }
 
 /// A monitor that runs. It is killed when this is dropped.
@@ -201,8 +225,8 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
     let qemu = Qemu::find(material.as_ref()).context("There is no QEMU")?;
     let mut command = qemu.command().context("There is no QEMU")?;
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-cpu", "host"]);
-    let slot = if start.slot { ",slots=1,maxmem=4G" } else { "" };
-    command.args(["-smp", "1", "-m", &format!("{RAM_MIB}M{slot}"), "-serial", "stdio"]);
+    let slots = if start.place == Some(Place::Memory) { ",slots=1,maxmem=4G" } else { "" };
+    command.args(["-smp", "1", "-m", &format!("{RAM_MIB}M{slots}"), "-serial", "stdio"]);
     let machine = match start.contestant {
         // As small as it gets: qboot enters the kernel at once; without PIC and PIT the kernel takes the timers that
         // KVM has; an RTC saves the kernel a second of polling.
@@ -215,8 +239,12 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
     command.arg("-machine").arg(machine);
     command.arg("-kernel").arg(kernel).arg("-initrd").arg(initrd);
     // What comes is not taken into use, so that it can go again.
-    let unused = if start.slot { " memhp_default_state=offline" } else { "" };
+    let unused = if start.place == Some(Place::Memory) { " memhp_default_state=offline" } else { "" };
     command.arg("-append").arg(format!("{COMMON} {own}{unused}"));
+    if start.place == Some(Place::Port) {
+        command.args(["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]);
+        command.args(["-device", "pcie-root-port,id=rp0,chassis=1"]);
+    }
     if let Some(disk) = start.disk {
         // The same cache as aconite's: the host's pages, written back when the guest flushes; threads read and write.
         let file = format!("file={},if=none,id=d0,format=raw,cache=writeback,aio=threads", disk.display());

@@ -36,16 +36,16 @@ impl Qmp {
         self.line()
     }
 
-    /// Has a command carried out.
-    pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<()> {
+    /// Has a command carried out, and returns what it returns.
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let mut line =
             self.exchange(&format!("{}\n", json!({ "execute": command, "arguments": arguments })))?;
         loop {
             let answer: Value = serde_json::from_str(&line).context("QEMU's answer is no JSON")?;
             if answer.get("event").is_some() {
                 self.events.push_back(answer);
-            } else if answer.get("return").is_some() {
-                return Ok(());
+            } else if let Some(returned) = answer.get("return") {
+                return Ok(returned.clone());
             } else {
                 bail!("QEMU refuses {command}: {}", answer["error"]["desc"]);
             }
