@@ -115,6 +115,11 @@ mod tests {
         let path = dir.path().join("vm.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists(), "a dropped listener leaves its file: that is the stale one");
+        // A child that another test starts listens, too, until it executes its program.
+        let patience = Instant::now() + Duration::from_secs(10);
+        while UnixStream::connect(&path).is_ok() && Instant::now() < patience {
+            thread::yield_now();
+        }
         let socket = Socket::bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(

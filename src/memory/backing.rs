@@ -192,6 +192,9 @@ pub fn smallest_page(file: &File) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -205,7 +208,14 @@ mod tests {
             assert!(matches!(error, BackingError::InUse { .. }), "{error}");
         }
         drop(first);
-        let _one = open(&path, 8192, false, false).unwrap();
+        // A child that another test starts has the first one's descriptor, too, until it executes its program.
+        let patience = Instant::now() + Duration::from_secs(10);
+        let _one = loop {
+            match open(&path, 8192, false, false) {
+                Err(BackingError::InUse { .. }) if Instant::now() < patience => thread::yield_now(),
+                opened => break opened.unwrap(),
+            }
+        };
         let _two = open(&path, 8192, false, false).unwrap();
         assert!(matches!(open(&path, 8192, true, false), Err(BackingError::InUse { .. })));
     }

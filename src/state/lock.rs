@@ -14,7 +14,7 @@ const MOST: u64 = 32;
 /// A lock that is held. It goes with the value, and with the process.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -42,6 +42,15 @@ impl Lock {
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // To close it is not enough: a child has a copy of the descriptor until it executes its program.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "The lock of a state directory stays until this process ends");
+        }
     }
 }
