@@ -166,6 +166,9 @@ fn cycles(setting: &Setting, kernel: &str, count: u64, seed: u64) {
     assert_eq!((&info["free_slots"], &info["free_ports"]), (&json!(0), &json!(0)));
     let transfers: u64 = guest.ok("wc -l < /tmp/done").trim().parse().unwrap();
     assert!(transfers >= 2 * count, "there was load: {transfers} transfers");
+    for census in guest.events_named(0, "census") {
+        assert_eq!(census["user"]["entries"], 0, "no process has mapped anything: {census}");
+    }
     let release = guest.ok("uname -r");
     let said = complaints(&release, &guest.ok("dmesg -r"));
     let unknown: Vec<&String> = said.iter().filter(|line| kind(line).is_none()).collect();

@@ -49,7 +49,7 @@ fn scrubbed(kernel: &str, clear: bool) {
 
     // Lines go bad while nobody looks: the machine that has them is another one, which does not know the name space.
     let guest = Run::kernel(kernel).size(1, "512M").pmem(&pmem).shell();
-    guest.ctl(&["poison", "add", "p0", "--every", "2M", "--within", "0x4000000+192M"]);
+    guest.ctl(&["poison", "add", "p0", "--every", "8M", "--within", "0x4000000+192M"]);
     let listed = guest.ctl(&["poison", "list", "p0"]);
     let ranges = listed["ranges"].as_array().unwrap();
     let bad: BTreeSet<u64> = ranges
@@ -58,7 +58,7 @@ fn scrubbed(kernel: &str, clear: bool) {
             u64::from_str_radix(range["offset"].as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
         })
         .collect();
-    assert_eq!(bad.len(), 96, "{listed}");
+    assert_eq!(bad.len(), 24, "{listed}");
     guest.ctl(&["quit"]);
     guest.wait(Duration::from_secs(60));
 
@@ -66,7 +66,7 @@ fn scrubbed(kernel: &str, clear: bool) {
     guest.until_ok("test -c /dev/dax0.0", PMEM);
     if clear {
         guest.ok("ndctl start-scrub && ndctl wait-scrub");
-        guest.until_ok("test $(wc -l < /sys/bus/nd/devices/region0/badblocks) = 96", PMEM);
+        guest.until_ok("test $(wc -l < /sys/bus/nd/devices/region0/badblocks) = 24", PMEM);
         long(&mut guest, "ndctl clear-errors namespace0.0");
         guest.until_ok("test -c /dev/dax0.0", PMEM);
         assert_eq!(guest.device("p0")["poisoned"], 0);

@@ -10,7 +10,7 @@ struct Known {
     reason: &'static str,
 }
 
-const KNOWN: [Known; 6] = [
+const KNOWN: [Known; 9] = [
     Known {
         release: "",
         text: "Speculative Return Stack Overflow: ",
@@ -37,7 +37,17 @@ const KNOWN: [Known; 6] = [
         text: "clocksource: Long readout interval, skipping watchdog check",
         reason: "a vCPU waited for a processor of the host",
     },
+    Known {
+        release: "7.",
+        text: "clocksource: Marking clocksource tsc unstable due to frequency skew",
+        reason: SKEW,
+    },
+    Known { release: "7.", text: "clocksource: Watchdog ", reason: SKEW },
+    Known { release: "7.", text: "clocksource: Clocksource ", reason: SKEW },
 ];
+
+const SKEW: &str =
+    "7.x holds two clocks against each other for 50 us, in which a vCPU waited for a processor of the host";
 
 /// The lines of `dmesg -r` that are warnings or worse (levels 0 to 4) and not expected of this kernel.
 pub fn complaints(release: &str, raw: &str) -> Vec<String> {

@@ -300,7 +300,7 @@ impl<'a> Story<'a> {
             reply => bail!("The mapping is not whole before the removal: {reply}"),
         }
         let before = self.last_event()?;
-        self.program.ctl(&["remove", DEVICE, "--surprise"])?;
+        self.program.ctl(&["remove", DEVICE, "--surprise", "--wait", "60s"])?;
         let patience = "for i in $(seq 300); do [ -e /sys/block/pmem0 ] || exit 0; sleep 0.1; done; exit 1";
         let (let_go, _) = guest.run(60, patience)?;
         let memory = self.program.ctl(&["memory", DEVICE])?;
