@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::{MAX_DIMMS, MAX_UNITS};
+use crate::layout::{MAX_DIMMS, MAX_HOST_BRIDGES, MAX_UNITS};
 use crate::{Error, NvdimmUnit, Persistence};
 
 /// A range of guest-physical addresses.
@@ -72,6 +72,17 @@ pub struct UnitWindow {
     pub proximity: u32,
 }
 
+/// PCI Express host bridges that come and go. Their root buses are fixed ([`crate::layout::host_bridge_bus`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostBridges {
+    /// How many there can be, at most [`MAX_HOST_BRIDGES`].
+    pub count: u32,
+    /// Where their 64-bit windows are, of [`HOST_BRIDGE_WINDOW`](crate::layout::HOST_BRIDGE_WINDOW) bytes each. A bridge
+    /// has another one each time it comes: Linux keeps that of a bridge that has gone (`pci_remove_root_bus` in
+    /// drivers/pci/remove.c does not drop the last reference to what `pci_create_root_bus` has made).
+    pub windows: AddressRange,
+}
+
 /// A machine, as far as its firmware tables say something about it. What is the same on every machine
 /// ([`crate::layout`]) is not repeated here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +93,9 @@ pub struct Description {
     pub memory: Vec<MemoryRange>,
     /// 64-bit window of the PCI host bridge, if it has one. The 32-bit window is fixed.
     pub pci_window64: Option<AddressRange>,
-    /// Proximity domain of the PCI host bridge.
+    /// Further host bridges, which come and go.
+    pub host_bridges: Option<HostBridges>,
+    /// Proximity domain of the PCI host bridges.
     pub pci_proximity: u32,
     /// Slots for NFIT units, at most [`MAX_UNITS`].
     pub units: Vec<UnitSlot>,
@@ -128,6 +141,9 @@ impl Description {
         if self.units.len() > MAX_UNITS as usize {
             return Err(Error::TooManyUnits(self.units.len()));
         }
+        if let Some(bridges) = self.host_bridges.filter(|bridges| bridges.count > MAX_HOST_BRIDGES) {
+            return Err(Error::TooManyHostBridges(bridges.count));
+        }
         self.check_proximity()?;
         self.check_ranges()
     }
@@ -165,7 +181,8 @@ impl Description {
                 check_occupant(slot, unit, occupant)?;
             }
         }
-        if let Some(window) = self.pci_window64 {
+        let of_bridges = self.host_bridges.map(|bridges| bridges.windows);
+        for window in self.pci_window64.into_iter().chain(of_bridges) {
             window.check("64-bit PCI window")?;
             ranges.push(window);
         }

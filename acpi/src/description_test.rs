@@ -42,6 +42,14 @@ fn ranges_must_be_sound_and_disjoint() {
         Error::BadRange { .. }
     ));
     assert!(matches!(error(|d| d.units[2].windows[0].range.base = slot_base(1) + 1), Error::Overlap { .. }));
+    let bridges = sample().host_bridges.unwrap();
+    let windows = AddressRange { base: bridges.windows.base - 1, ..bridges.windows };
+    assert!(matches!(
+        error(|d| d.host_bridges = Some(HostBridges { windows, ..bridges })),
+        Error::Overlap { .. }
+    ));
+    let many = HostBridges { count: 17, ..bridges };
+    assert_eq!(error(|d| d.host_bridges = Some(many)), Error::TooManyHostBridges(17));
     assert!(matches!(error(|d| d.memory[1].range.size = 1 << 40), Error::Overlap { .. }));
 }
 

@@ -1,7 +1,7 @@
 //! What can be wrong with a description.
 
 use crate::AddressRange;
-use crate::layout::{MAX_DIMMS, MAX_UNITS, TABLES_SIZE};
+use crate::layout::{MAX_DIMMS, MAX_HOST_BRIDGES, MAX_UNITS, TABLES_SIZE};
 
 /// A machine that tables cannot describe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +18,9 @@ pub enum Error {
     /// More unit slots than there are mailboxes.
     #[error("{0} NFIT units are more than the {MAX_UNITS} that fit: declare fewer slots")]
     TooManyUnits(usize),
+    /// More host bridges than there are registers.
+    #[error("{0} host bridges are more than the {MAX_HOST_BRIDGES} that fit: declare fewer")]
+    TooManyHostBridges(u32),
     /// A range that is empty or runs over the end of the 64-bit address space.
     #[error("{what} {range} is empty or wraps around: give it a size above 0 that ends below 2^64")]
     BadRange {

@@ -7,6 +7,8 @@
 //!
 //! All addresses and sizes are in bytes.
 
+use crate::platform::hotplug;
+
 /// GDT of the boot processor at the 64-bit entry point.
 pub const BOOT_GDT: u64 = 0x6000;
 /// Linux `boot_params` (the "zero page", Documentation/arch/x86/zero-page.rst).
@@ -84,6 +86,12 @@ pub const PLATFORM_SIZE: u64 = 0x2000;
 pub const UNIT_BASE: u64 = 0xFE81_0000;
 /// Distance between the registers of two units.
 pub const UNIT_SIZE: u64 = 0x40;
+/// Registers of host bridge 0; bridge b is [`hotplug::SIZE`] times b further.
+pub const HOST_BRIDGE_BASE: u64 = 0xFE82_0000;
+/// Host bridges that may come and go, besides the one that is always there.
+pub const MAX_HOST_BRIDGES: u32 = 16;
+/// Bytes of the memory window of such a bridge, which is for the registers of one function.
+pub const HOST_BRIDGE_WINDOW: u64 = 0x10_0000;
 /// Registers of error injection (EINJ), one page.
 pub const EINJ_REGISTERS: u64 = 0xFE83_0000;
 /// Registers of the error record store (ERST), one page.
@@ -130,9 +138,19 @@ pub const fn mailbox_base(unit: u32) -> u64 {
     MAILBOX_BASE + unit as u64 * MAILBOX_SIZE
 }
 
-/// Registers of a unit ([`crate::platform::unit`]). `unit` is below [`MAX_UNITS`].
+/// Registers of a unit ([`hotplug`]). `unit` is below [`MAX_UNITS`].
 pub const fn unit_base(unit: u32) -> u64 {
     UNIT_BASE + unit as u64 * UNIT_SIZE
+}
+
+/// Registers of a host bridge ([`hotplug`]). `bridge` is below [`MAX_HOST_BRIDGES`].
+pub const fn host_bridge_base(bridge: u32) -> u64 {
+    HOST_BRIDGE_BASE + bridge as u64 * hotplug::SIZE
+}
+
+/// The root bus of a host bridge that may come and go: the last ones. `bridge` is below [`MAX_HOST_BRIDGES`].
+pub const fn host_bridge_bus(bridge: u32) -> u8 {
+    u8::MAX - bridge as u8
 }
 
 /// Flush hint page of a unit. `unit` is below [`MAX_UNITS`].
@@ -159,6 +177,7 @@ mod tests {
             (PCI_MMIO32_BASE, PCI_MMIO32_SIZE),
             (PLATFORM_BASE, PLATFORM_SIZE),
             (UNIT_BASE, UNIT_SIZE * u64::from(MAX_UNITS)),
+            (HOST_BRIDGE_BASE, hotplug::SIZE * u64::from(MAX_HOST_BRIDGES)),
             (EINJ_REGISTERS, APEI_REGISTERS_SIZE),
             (ERST_REGISTERS, APEI_REGISTERS_SIZE),
             (GHES_REGISTERS, APEI_REGISTERS_SIZE),

@@ -38,7 +38,7 @@ mod srat;
 mod table;
 mod tables;
 
-pub use description::{AddressRange, Description, MemoryRange, Processor, UnitSlot, UnitWindow};
+pub use description::{AddressRange, Description, HostBridges, MemoryRange, Processor, UnitSlot, UnitWindow};
 pub use dsdt::target_path;
 pub use error::Error;
 pub use guid::{Guid, NotAGuid};

@@ -3,7 +3,7 @@
 //! None of this is a standard: it is the private hardware of this machine, reachable only through the methods
 //! of its DSDT and through the addresses in its FADT. Registers are little-endian.
 
-use crate::layout::{MAX_DIMMS, MAX_UNITS};
+use crate::layout::{MAX_DIMMS, MAX_HOST_BRIDGES, MAX_UNITS};
 
 /// Offset of the 32-bit event register. A read takes the oldest firmware event off the queue, in the encoding
 /// of [`FirmwareEvent`]; 0 means that none is left. The generic event device's `_EVT` reads until 0.
@@ -39,16 +39,22 @@ pub const fn sleep_is_power_off(value: u8) -> bool {
     value & SLEEP_ENABLE != 0 && (value >> SLEEP_TYPE_SHIFT) & 7 == SLEEP_TYPE_S5
 }
 
-/// Registers of one NFIT unit, from [`crate::layout::unit_base`], 32 bits each.
-pub mod unit {
-    /// Read: the `_STA` of the unit's container, root and DIMM: [`STATUS_PRESENT`] or 0.
+/// Registers of what comes and goes with notifications of the firmware, 32 bits each: NFIT units, from
+/// [`crate::layout::unit_base`], and host bridges, from [`crate::layout::host_bridge_base`].
+pub mod hotplug {
+    /// Read: the `_STA` of the device, and of what is in a unit's container: [`STATUS_PRESENT`] or 0.
     pub const STATUS: u64 = 0x00;
-    /// Write: the guest has let go of the unit (`_EJ0`); the value is of no interest.
+    /// Write: the guest has let go of the device (`_EJ0`); the value is of no interest.
     pub const EJECT: u64 = 0x04;
-    /// Write: a [`Call`](super::Call), with the DIMM that it is to. The reply is in the mailbox when the write returns.
+    /// Write, of a unit: a [`Call`](super::Call), with the DIMM that it is to. The reply is in the mailbox when the write
+    /// returns.
     pub const DOORBELL: u64 = 0x08;
-    /// Write: what the OS has come to with a notification of the container (`_OST`), as an [`OsStatus`].
+    /// Read, of a host bridge: which of the windows in [`HostBridges::windows`](crate::HostBridges::windows) it has now.
+    pub const WINDOW: u64 = 0x08;
+    /// Write: what the OS has come to with a notification of the device (`_OST`), as an [`OsStatus`].
     pub const OS_STATUS: u64 = 0x0C;
+    /// Bytes of the registers.
+    pub const SIZE: u64 = 0x10;
     /// Present, enabled, shown, functioning (ACPI 6.5, 6.3.7).
     pub const STATUS_PRESENT: u32 = 0x0F;
 
@@ -92,7 +98,7 @@ pub mod unit {
 }
 
 /// Inside of a unit's mailbox in guest RAM, from [`crate::layout::mailbox_base`]. One call at a time, under a
-/// mutex of the DSDT: AML fills the request half, writes [`unit::DOORBELL`] and finds the reply half filled.
+/// mutex of the DSDT: AML fills the request half, writes [`hotplug::DOORBELL`] and finds the reply half filled.
 pub mod mailbox {
     /// u32: the [`Call`](super::Call), as in the doorbell.
     pub const CALL: u64 = 0x00;
@@ -212,21 +218,26 @@ pub enum EventTarget {
     },
     /// The error device (PNP0C33).
     ErrorDevice,
+    /// A PCI Express host bridge that comes and goes (PNP0A08), by its number.
+    HostBridge(u32),
 }
 
 /// Targets that a unit can have: container, root and DIMMs.
 const UNIT_TARGETS: u32 = 2 + MAX_DIMMS;
 /// Index of [`EventTarget::ErrorDevice`], behind those of all units that a machine can have.
 const ERROR_DEVICE: u32 = UNIT_TARGETS * MAX_UNITS;
+/// Index of the first host bridge, behind the error device.
+const HOST_BRIDGES: u32 = ERROR_DEVICE + 1;
 
 impl EventTarget {
-    /// Position in the list of all targets: those of each unit, and the error device.
+    /// Position in the list of all targets: those of each unit, the error device, the host bridges.
     pub const fn index(self) -> u32 {
         match self {
             Self::Container(unit) => UNIT_TARGETS * unit,
             Self::Root(unit) => UNIT_TARGETS * unit + 1,
             Self::Dimm { unit, dimm } => UNIT_TARGETS * unit + 2 + dimm,
             Self::ErrorDevice => ERROR_DEVICE,
+            Self::HostBridge(bridge) => HOST_BRIDGES + bridge,
         }
     }
 
@@ -235,10 +246,10 @@ impl EventTarget {
         if index == ERROR_DEVICE {
             return Some(Self::ErrorDevice);
         }
-        let unit = index / UNIT_TARGETS;
-        if unit >= MAX_UNITS {
-            return None;
+        if let Some(bridge) = index.checked_sub(HOST_BRIDGES) {
+            return if bridge < MAX_HOST_BRIDGES { Some(Self::HostBridge(bridge)) } else { None };
         }
+        let unit = index / UNIT_TARGETS;
         Some(match index % UNIT_TARGETS {
             0 => Self::Container(unit),
             1 => Self::Root(unit),
@@ -318,6 +329,16 @@ mod tests {
     }
 
     #[test]
+    fn host_bridges_follow_the_error_device() {
+        for bridge in 0..MAX_HOST_BRIDGES {
+            let event =
+                FirmwareEvent { target: EventTarget::HostBridge(bridge), code: notify::EJECT_REQUEST };
+            assert_eq!(event.encode(), 0x0008_8203 + (bridge << 8));
+            assert_eq!(FirmwareEvent::decode(event.encode()), Some(event));
+        }
+    }
+
+    #[test]
     fn event_bits_are_where_the_aml_looks() {
         let event = FirmwareEvent { target: EventTarget::Root(2), code: notify::UNCORRECTABLE_ERROR };
         assert_eq!(event.encode(), 0x0000_4681);
@@ -327,7 +348,7 @@ mod tests {
     fn no_event_and_unknown_targets_decode_to_none() {
         assert_eq!(FirmwareEvent::decode(0), None);
         assert_eq!(FirmwareEvent::decode(0x81), None);
-        assert_eq!(FirmwareEvent::decode((UNIT_TARGETS * MAX_UNITS + 2) << 8), None);
+        assert_eq!(FirmwareEvent::decode((HOST_BRIDGES + MAX_HOST_BRIDGES + 1) << 8), None);
         assert_eq!(FirmwareEvent::decode(u32::MAX), None);
     }
 

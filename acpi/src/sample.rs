@@ -1,9 +1,9 @@
 //! A machine that the tests of several modules describe: two processors, RAM on both sides of the hole, three
-//! slots of which the first two are occupied.
+//! slots of which the first two are occupied, two host bridges that come and go.
 
 use crate::{
-    AddressRange, Description, DimmFlags, MemoryRange, NvdimmUnit, Persistence, Processor, RangeType, Share,
-    UnitDimm, UnitRange, UnitSlot, UnitWindow,
+    AddressRange, Description, DimmFlags, HostBridges, MemoryRange, NvdimmUnit, Persistence, Processor,
+    RangeType, Share, UnitDimm, UnitRange, UnitSlot, UnitWindow,
 };
 
 /// Size of a slot of the sample.
@@ -46,7 +46,11 @@ pub fn sample() -> Description {
             MemoryRange { range: AddressRange { base: 0, size: 0xC000_0000 }, proximity: 0 },
             MemoryRange { range: AddressRange { base: 0x1_0000_0000, size: 0x4000_0000 }, proximity: 0 },
         ],
-        pci_window64: Some(AddressRange { base: 0xC0_0000_0000, size: 0x40_0000_0000 }),
+        pci_window64: Some(AddressRange { base: 0xC0_0000_0000, size: 0x3F_0000_0000 }),
+        host_bridges: Some(HostBridges {
+            count: 2,
+            windows: AddressRange { base: 0xFF_0000_0000, size: 0x1_0000_0000 },
+        }),
         pci_proximity: 0,
         units: vec![slot(0, Some(unit(0))), slot(1, Some(unit(1))), slot(2, None)],
         arrivals: Vec::new(),

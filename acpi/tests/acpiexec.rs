@@ -1,10 +1,10 @@
 //! What ACPICA's interpreter, which is also Linux's, makes of the DSDT: acpiexec runs its methods on simulated
 //! registers.
 
-use aconite_acpi::platform::{Call, EventTarget, FirmwareEvent, unit};
+use aconite_acpi::platform::{Call, EventTarget, FirmwareEvent, hotplug};
 use aconite_acpi::{
-    AddressRange, Description, DimmFlags, MemoryRange, NvdimmUnit, Persistence, Processor, RangeType, Share,
-    Tables, UnitDimm, UnitRange, UnitSlot, UnitWindow,
+    AddressRange, Description, DimmFlags, HostBridges, MemoryRange, NvdimmUnit, Persistence, Processor,
+    RangeType, Share, Tables, UnitDimm, UnitRange, UnitSlot, UnitWindow,
 };
 use common::{program, run};
 
@@ -68,7 +68,7 @@ fn clean(text: &str) {
 #[test]
 fn status_and_eject_reach_the_registers() {
     let text = execute(
-        &[("\\_SB_.NV01.STAT", unit::STATUS_PRESENT.into())],
+        &[("\\_SB_.NV01.STAT", hotplug::STATUS_PRESENT.into())],
         &[
             "evaluate \\_SB.NV00._STA",
             "evaluate \\_SB.NV01._STA",
@@ -82,6 +82,34 @@ fn status_and_eject_reach_the_registers() {
     assert_eq!(integer(&text, "\\_SB.NV01._STA"), [0xF]);
     assert_eq!(integer(&text, "\\_SB.NV01.NVDR._STA"), [0xF]);
     assert_eq!(integer(&text, "\\_SB.NV01.EJCT"), [1]);
+}
+
+#[test]
+fn a_host_bridge_comes_goes_and_is_answered_for() {
+    let text = execute(
+        &[("\\_SB_.HB01.STAT", hotplug::STATUS_PRESENT.into()), ("\\_SB_.HB01.WNDW", 0x123)],
+        &[
+            "evaluate \\_SB.HB01._CRS",
+            "evaluate \\_SB.HB00._STA",
+            "evaluate \\_SB.HB01._STA",
+            "evaluate \\_SB.HB01._BBN",
+            "evaluate \\_SB.HB01._EJ0 1",
+            "evaluate \\_SB.HB01.EJCT",
+            "evaluate \\_SB.HB01._OST 3 0x84 (00)",
+            "evaluate \\_SB.HB01.OSTA",
+            "evaluate \\_SB.HB00.OSTA",
+        ],
+    );
+    clean(&text);
+    assert_eq!(integer(&text, "\\_SB.HB00._STA"), [0]);
+    assert_eq!(integer(&text, "\\_SB.HB01._STA"), [0xF]);
+    assert_eq!(integer(&text, "\\_SB.HB01._BBN"), [0xFE]);
+    let resources = &values(&text, "\\_SB.HB01._CRS")[0];
+    let window = "0010: 30 12 FF 00 00 00 FF FF 3F 12 FF 00 00 00";
+    assert!(resources.contains(window), "first and last address of window 0x123: {resources}");
+    assert_eq!(integer(&text, "\\_SB.HB01.EJCT"), [1]);
+    assert_eq!(integer(&text, "\\_SB.HB01.OSTA"), [0x84_0003]);
+    assert_eq!(integer(&text, "\\_SB.HB00.OSTA"), [0]);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use aconite_acpi::layout::{
 };
 use aconite_acpi::platform::{RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, device_handle};
 use aconite_acpi::{
-    AddressRange, Description, DimmFlags, MemoryRange, NvdimmUnit, Persistence, Processor, RangeType, Share,
-    Tables, UnitDimm, UnitRange, UnitSlot, UnitWindow,
+    AddressRange, Description, DimmFlags, HostBridges, MemoryRange, NvdimmUnit, Persistence, Processor,
+    RangeType, Share, Tables, UnitDimm, UnitRange, UnitSlot, UnitWindow,
 };
 use common::{program, run};
 
@@ -140,6 +140,7 @@ fn small() -> Description {
         processors: vec![Processor { apic_id: 0, proximity: 0 }],
         memory: vec![MemoryRange { range: AddressRange { base: 0, size: 0x800_0000 }, proximity: 0 }],
         pci_window64: None,
+        host_bridges: None,
         pci_proximity: 0,
         units: Vec::new(),
         arrivals: Vec::new(),

@@ -6,8 +6,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use aconite_acpi::platform::FirmwareEvent;
-use aconite_acpi::platform::unit::OsStatus;
+use aconite_acpi::platform::hotplug::OsStatus;
+use aconite_acpi::platform::{EventTarget, FirmwareEvent};
 use thiserror::Error;
 
 use crate::einj::Injection;
@@ -44,15 +44,12 @@ pub enum Effect {
     },
     /// Firmware has something to tell the guest.
     Notify(FirmwareEvent),
-    /// The guest wrote the eject register of a memory unit.
-    UnitEject {
-        /// Index of the unit.
-        unit: u32,
-    },
-    /// The guest said what it has come to with a notification of a memory unit's container.
-    UnitStatus {
-        /// Index of the unit.
-        unit: u32,
+    /// The guest has ejected a unit's container or a host bridge, whose `_STA` is 0 by now.
+    Ejected(EventTarget),
+    /// The guest said what it has come to with a notification of a unit's container or of a host bridge.
+    OsStatus {
+        /// What was notified.
+        target: EventTarget,
         /// What it said.
         status: OsStatus,
     },
@@ -179,6 +176,15 @@ pub type SharedDevice = Arc<Mutex<dyn BusDevice>>;
 /// value of it is a valid one.
 pub fn lock<T: ?Sized>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The first four bytes of a write as a number, zeroes where it ends before.
+pub(crate) fn first_word(data: &[u8]) -> u32 {
+    let mut value = [0; 4];
+    for (byte, &written) in value.iter_mut().zip(data) {
+        *byte = written;
+    }
+    u32::from_le_bytes(value)
 }
 
 #[derive(Clone)]

@@ -192,6 +192,7 @@ impl Executor for FakeMachine {
                 agent: true,
                 free_slots: 4,
                 free_ports: 2,
+                free_bridges: 1,
                 monitor: Usage::now(),
                 uptime_ns: self.bus.elapsed_ns(),
             }),

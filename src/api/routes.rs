@@ -198,7 +198,6 @@ pub const ROUTES: &[Route] = &[
         errors: &[
             ErrorCode::BadJson,
             ErrorCode::InvalidConfig,
-            ErrorCode::NotImplemented,
             ErrorCode::IdInUse,
             ErrorCode::NoFreeSlot,
             ErrorCode::AddressInUse,

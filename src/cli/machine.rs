@@ -63,7 +63,7 @@ pub struct MachineArgs {
     /// nvdimm64 (64 DIMMs on 8 buses), nfit_lies (NFITs that contradict themselves)
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
-    /// What may arrive while the machine runs: nfit=N,pcie=N,button=on|off,size=SIZE,dimms=M
+    /// What may arrive while the machine runs: nfit=N,pcie=N,bridge=N,button=on|off,size=SIZE,dimms=M
     #[arg(long, value_name = "KEY=VALUE,...")]
     pub slots: Vec<String>,
     /// Answer API requests on this Unix socket

@@ -37,8 +37,6 @@ pub enum ErrorCode {
     NoSuchOperation,
     /// The description of a device or machine is wrong.
     InvalidConfig,
-    /// What was asked for is known, but this version does not carry it out.
-    NotImplemented,
     /// The id is taken.
     IdInUse,
     /// A range leaves the device.
@@ -71,7 +69,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All codes, in the order of the documentation.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 28] = [
         Self::BadHttp,
         Self::BadJson,
         Self::BadParameter,
@@ -86,7 +84,6 @@ impl ErrorCode {
         Self::NoSuchVcpu,
         Self::NoSuchOperation,
         Self::InvalidConfig,
-        Self::NotImplemented,
         Self::IdInUse,
         Self::OutsideDevice,
         Self::NoFreeSlot,
@@ -127,7 +124,6 @@ impl ErrorCode {
             Self::BodyTooLarge => 413,
             Self::HeadTooLarge => 431,
             Self::Internal => 500,
-            Self::NotImplemented => 501,
             Self::TooManyConnections | Self::MachineGone => 503,
             Self::GuestTimedOut => 504,
             Self::HostLimit => 507,

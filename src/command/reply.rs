@@ -117,6 +117,8 @@ pub struct MachineInfo {
     pub free_slots: u32,
     /// PCI Express ports whose slots take a card now.
     pub free_ports: u32,
+    /// Host bridges that can come with a card now.
+    pub free_bridges: u32,
     /// What the monitor holds of its host.
     pub monitor: Usage,
     /// Nanoseconds since the monitor started.

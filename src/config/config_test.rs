@@ -143,11 +143,11 @@ fn mistakes_name_thing_value_and_remedy() {
         ),
         (
             "--pmem size=1G,id=p0,via=virtio,channel=container",
-            "Wrong --pmem p0: channel: a virtio-pmem device goes through its PCI Express port; give channel=pcie, or leave it out",
+            "Wrong --pmem p0: channel: a virtio-pmem device goes through its PCI Express port or its host bridge; give channel=pcie or channel=bridge, or leave it out",
         ),
         (
             "--pmem size=1G,id=p0,channel=pcie",
-            "Wrong --pmem p0: channel=pcie: an NVDIMM is behind no PCI Express port; give channel=container, channel=agent or via=virtio",
+            "Wrong --pmem p0: channel=pcie: an NVDIMM is no PCI Express device; give channel=container, channel=agent or via=virtio",
         ),
         (
             "--pmem size=1G,id=p0,via=virtio,labels=init",
@@ -162,12 +162,24 @@ fn mistakes_name_thing_value_and_remedy() {
             "Wrong --pmem p3: via usb: there is no such way; give via=nfit, via=virtio or via=e820",
         ),
         (
-            "--pmem size=1G,channel=bridge",
-            "Wrong --pmem channel bridge: this is not implemented in this version; give channel=container, channel=agent, channel=pcie or channel=none",
+            "--pmem size=1G,id=p0,channel=bridge",
+            "Wrong --pmem p0: channel=bridge: an NVDIMM is no PCI Express device; give channel=container, channel=agent or via=virtio",
+        ),
+        (
+            "--slots bridge=17",
+            "Wrong --slots bridge=17 with 0 devices behind host bridges: a machine has at most 16 host bridges that come and go; give --slots bridge=16 or fewer devices",
+        ),
+        (
+            "--pmem size=1G,via=virtio,channel=bridge --slots bridge=16",
+            "Wrong --slots bridge=16 with 1 devices behind host bridges: a machine has at most 16 host bridges that come and go; give --slots bridge=15 or fewer devices",
+        ),
+        (
+            "--slots bridge=many",
+            "Wrong --slots bridge=many: a number of host bridges was expected; give bridge=4 or another number up to 16",
         ),
         (
             "--pmem size=1G,channel=door",
-            "Wrong --pmem channel door: there is no such channel; give channel=container, channel=agent, channel=pcie or channel=none",
+            "Wrong --pmem channel door: there is no such channel; give channel=container, channel=agent, channel=pcie, channel=bridge or channel=none",
         ),
         (
             "--pmem size=1G,id=p0,family=hpe",
@@ -297,9 +309,9 @@ fn mistakes_in_a_machine_file() {
         "Wrong machine file m.toml, line 1 \"1Q\": \"1Q\" is not a size; write a whole number with K, M, G or T \
          (powers of 1024), such as 512M or 1GiB"
     );
-    let error = words("cpus = 1\n[[pmem]]\nsize = \"1G\"\nchannel = \"bridge\"\n");
+    let error = words("cpus = 1\n[[pmem]]\nsize = \"1G\"\nchannel = \"door\"\n");
     assert!(
-        error.starts_with("Wrong machine file m.toml, line 2 ") && error.contains("not implemented"),
+        error.starts_with("Wrong machine file m.toml, line 2 ") && error.contains("no such channel"),
         "{error}"
     );
     let error = words("cpus = ");

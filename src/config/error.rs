@@ -38,18 +38,6 @@ impl ConfigError {
         }
     }
 
-    /// A value that makes sense, but that this version does not carry out.
-    pub fn not_implemented(
-        thing: impl fmt::Display,
-        value: impl fmt::Display,
-        remedy: impl fmt::Display,
-    ) -> Self {
-        Self {
-            code: ErrorCode::NotImplemented,
-            ..Self::invalid(thing, value, "this is not implemented in this version", remedy)
-        }
-    }
-
     /// A key that does not exist, with the nearest one that does.
     pub fn unknown_key(thing: impl fmt::Display, key: &str, known: &[&str]) -> Self {
         let list = known.join(", ");

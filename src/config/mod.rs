@@ -9,7 +9,7 @@
 //! 3. [`Machine::validate`], a pure function, refuses what no host could build;
 //! 4. [`Machine::check_host`] looks at the files and the memory of this host. It changes nothing.
 //!
-//! Defaults stand in [`Machine::default`] and nowhere else. A feature that is not implemented is refused by name.
+//! Defaults stand in [`Machine::default`] and nowhere else.
 
 mod cpu;
 mod dimm;
@@ -30,6 +30,7 @@ mod way;
 
 use std::path::PathBuf;
 
+use aconite_acpi::layout::MAX_HOST_BRIDGES;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +156,8 @@ pub struct Slots {
     pub nfit: u32,
     /// Free PCI Express ports with a slot, besides those of the devices that are there from the start.
     pub pcie: u32,
+    /// Free host bridges with a root bus each, besides those of the devices that are there from the start.
+    pub bridge: u32,
     /// Whether the slots of PCI Express ports have an attention button, indicators and a power controller. Without them
     /// a device can only be pulled.
     pub button: bool,
@@ -166,14 +169,14 @@ pub struct Slots {
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { nfit: 0, pcie: 0, button: true, size: Size(4 * GIB), dimms: 1 }
+        Self { nfit: 0, pcie: 0, bridge: 0, button: true, size: Size(4 * GIB), dimms: 1 }
     }
 }
 
 impl Slots {
-    const KEYS: [&str; 5] = ["nfit", "pcie", "button", "size", "dimms"];
+    const KEYS: [&str; 6] = ["nfit", "pcie", "bridge", "button", "size", "dimms"];
 
-    /// Puts the value of `--slots nfit=N,pcie=N,button=on|off,size=SIZE,dimms=M` over these settings.
+    /// Puts the value of `--slots nfit=N,pcie=N,bridge=N,button=on|off,size=SIZE,dimms=M` over these settings.
     ///
     /// # Errors
     /// Names the key, its value and what would be right.
@@ -192,6 +195,13 @@ impl Slots {
             ..error
         })? {
             self.pcie = ports;
+        }
+        if let Some(bridges) = list.take::<u32>("bridge").map_err(|error| ConfigError {
+            problem: "a number of host bridges was expected".to_owned(),
+            remedy: format!("give bridge=4 or another number up to {MAX_HOST_BRIDGES}"),
+            ..error
+        })? {
+            self.bridge = bridges;
         }
         if let Some(button) = list.take_switch("button")? {
             self.button = button;
@@ -253,10 +263,21 @@ impl Machine {
         u32::try_from(ports).unwrap_or(u32::MAX)
     }
 
+    /// The number of host bridges that come and go: one for each device behind one, and the free ones.
+    pub fn host_bridges(&self) -> u32 {
+        let bridges = self.devices_behind_bridges() + u64::from(self.slots.bridge);
+        u32::try_from(bridges).unwrap_or(u32::MAX)
+    }
+
     /// Devices that are there from the start and sit behind a port.
     fn devices_behind_ports(&self) -> u64 {
-        let pmem = self.pmem.iter().filter(|pmem| pmem.via == Via::Virtio).count();
-        (self.disk.len() + pmem) as u64
+        let cards = self.pmem.iter().filter(|pmem| pmem.via == Via::Virtio).count();
+        (self.disk.len() + cards) as u64 - self.devices_behind_bridges()
+    }
+
+    /// Devices that are there from the start and sit behind a host bridge of their own.
+    fn devices_behind_bridges(&self) -> u64 {
+        self.pmem.iter().filter(|pmem| pmem.behind_bridge()).count() as u64
     }
 
     /// Gives every device without an id the first free one of `p0`, `p1`, …, and every disk of `d0`, `d1`, …

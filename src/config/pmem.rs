@@ -66,6 +66,8 @@ pub enum Channel {
     Agent,
     /// Through the PCI Express port that it is behind: button, power, link.
     Pcie,
+    /// Through the host bridge that it is behind, by ACPI (`_STA` and Notify).
+    Bridge,
     /// Not at all.
     None,
 }
@@ -77,6 +79,7 @@ impl Channel {
             Self::Container => "container",
             Self::Agent => "agent",
             Self::Pcie => "pcie",
+            Self::Bridge => "bridge",
             Self::None => "none",
         }
     }
@@ -347,6 +350,11 @@ impl Pmem {
         Self::from_keys(option, keys)
     }
 
+    /// Whether it is behind a host bridge of its own.
+    pub fn behind_bridge(&self) -> bool {
+        self.via == Via::Virtio && self.channel == Some(Channel::Bridge)
+    }
+
     /// The same device with its files named from the root: the monitor may have another working directory than the
     /// one in which the request was typed.
     pub fn absolute(mut self) -> Self {
@@ -412,20 +420,14 @@ impl Pmem {
             Some("container") => Some(Channel::Container),
             Some("agent") => Some(Channel::Agent),
             Some("pcie") => Some(Channel::Pcie),
+            Some("bridge") => Some(Channel::Bridge),
             Some("none") => Some(Channel::None),
-            Some(channel @ "bridge") => {
-                return Err(ConfigError::not_implemented(
-                    name("channel"),
-                    channel,
-                    "give channel=container, channel=agent, channel=pcie or channel=none",
-                ));
-            }
             Some(other) => {
                 return Err(ConfigError::invalid(
                     name("channel"),
                     other,
                     "there is no such channel",
-                    "give channel=container, channel=agent, channel=pcie or channel=none",
+                    "give channel=container, channel=agent, channel=pcie, channel=bridge or channel=none",
                 ));
             }
         };

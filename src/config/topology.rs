@@ -53,19 +53,19 @@ const LINES: std::ops::RangeInclusive<u64> = 64..=MIB;
 
 impl Machine {
     /// Number of the unit of each device. NFIT units come first, those of free slots included: the devices of a bus are
-    /// one. Devices behind ports follow, each a unit of its own, with free ports behind them, and then those of the E820
-    /// map.
+    /// one. Devices behind ports and host bridges follow, each a unit of its own, with free ports and bridges behind them,
+    /// and then those of the E820 map.
     pub fn units(&self) -> Vec<u32> {
         let mut buses = BTreeMap::new();
         let mut next = 0u32;
-        let mut behind_ports = self.nfit_units();
-        let mut in_e820 = behind_ports.saturating_add(self.ports());
+        let mut cards = self.nfit_units();
+        let mut in_e820 = cards.saturating_add(self.ports()).saturating_add(self.host_bridges());
         self.pmem
             .iter()
             .map(|pmem| {
                 let counter = match pmem.via {
                     Via::Nfit => &mut next,
-                    Via::Virtio => &mut behind_ports,
+                    Via::Virtio => &mut cards,
                     Via::E820 => &mut in_e820,
                 };
                 let mut new = || {

@@ -6,7 +6,7 @@
 //! - `ndctl create-namespace` works in units of the region's `align`, 16 MiB; dax/kmem uses only whole memory blocks
 //!   of 128 MiB; `mkfs.xfs` refuses less than 300 MiB: such sizes are warned of, since tests may want them.
 
-use aconite_acpi::layout::MAX_DIMMS;
+use aconite_acpi::layout::{MAX_DIMMS, MAX_HOST_BRIDGES};
 
 use super::error::{ConfigError, Warning};
 use super::topology::validate_set;
@@ -215,6 +215,19 @@ impl Machine {
                 format_args!(
                     "give --slots pcie={} or fewer devices",
                     u64::from(MAX_PORTS).saturating_sub(devices)
+                ),
+            ));
+        }
+        let behind = self.devices_behind_bridges();
+        let bridges = behind + u64::from(self.slots.bridge);
+        if bridges > u64::from(MAX_HOST_BRIDGES) {
+            return Err(ConfigError::invalid(
+                "--slots",
+                format_args!("bridge={} with {behind} devices behind host bridges", self.slots.bridge),
+                format_args!("a machine has at most {MAX_HOST_BRIDGES} host bridges that come and go"),
+                format_args!(
+                    "give --slots bridge={} or fewer devices",
+                    u64::from(MAX_HOST_BRIDGES).saturating_sub(behind)
                 ),
             ));
         }

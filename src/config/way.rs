@@ -12,15 +12,15 @@ pub(super) fn validate_way(option: &str, pmem: &Pmem) -> Result<(), ConfigError>
         return refuse("type", "only the E820 map has types", "leave it out, or give via=e820");
     }
     match (pmem.via, pmem.channel) {
-        (Via::Nfit, Some(Channel::Pcie)) => refuse(
-            "channel=pcie",
-            "an NVDIMM is behind no PCI Express port",
+        (Via::Nfit, Some(channel @ (Channel::Pcie | Channel::Bridge))) => refuse(
+            &format!("channel={}", channel.name()),
+            "an NVDIMM is no PCI Express device",
             "give channel=container, channel=agent or via=virtio",
         ),
         (Via::Virtio, Some(Channel::Container | Channel::Agent)) => refuse(
             "channel",
-            "a virtio-pmem device goes through its PCI Express port",
-            "give channel=pcie, or leave it out",
+            "a virtio-pmem device goes through its PCI Express port or its host bridge",
+            "give channel=pcie or channel=bridge, or leave it out",
         ),
         (Via::Virtio, _) if pmem.readonly => refuse(
             "readonly",

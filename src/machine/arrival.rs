@@ -13,7 +13,7 @@ use super::build::monotonic_clock;
 use super::dimm::{self, Kept};
 use super::media::RegionMedia;
 use super::memory::{Device, MemoryDevices, MemoryError, persistence};
-use super::pcie::{Card, CardKind};
+use super::pcie::{At, Card, CardKind};
 use super::poison::guard_room;
 use super::topology::{Member, Owner, Seat, Topology};
 use super::virtio_pmem;
@@ -77,11 +77,11 @@ impl MemoryDevices {
         }
     }
 
-    /// Puts a card behind a port.
+    /// Puts a card behind a port or a host bridge.
     fn add_card(&mut self, unit: usize, arrival: &Arrival<'_>, when: When) -> Result<(), NotAdded> {
         let prepared = self.prepare(arrival).map_err(|source| not_added(arrival, source))?;
         let slot = self.map_one(arrival, &prepared)?;
-        let card = match self.plug_card(&prepared.region, when) {
+        let card = match self.plug_card(&prepared.region, At::of(arrival.pmem), when) {
             Ok(card) => card,
             Err(error) => {
                 drop(slot);
@@ -103,18 +103,18 @@ impl MemoryDevices {
         Ok(())
     }
 
-    /// Puts the device of a region into a free slot.
-    fn plug_card(&self, region: &Arc<Region>, when: When) -> Result<virtio_pmem::Card, MemoryError> {
+    /// Puts the device of a region into a free place.
+    fn plug_card(&self, region: &Arc<Region>, at: At, when: When) -> Result<virtio_pmem::Card, MemoryError> {
         let mut pcie = lock(&self.pcie);
         let name = pcie.name_card();
-        let mut made = virtio_pmem::Card::new(&self.cards, region, name)?;
+        let mut made = virtio_pmem::Card::new(&self.cards, region, name, at)?;
         if let Some(send) = &self.send {
             made.start(send)?;
         }
         let card = Card::virtio(CardKind::Memory, region.name(), name, made.function.clone());
         match when {
-            When::AtStart => pcie.install(card)?,
-            When::Later => pcie.insert(card, None)?,
+            When::AtStart => pcie.install(card, at)?,
+            When::Later => pcie.insert(card, at, None)?,
         }
         Ok(made)
     }

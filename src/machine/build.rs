@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aconite_acpi::layout as fixed;
 use aconite_acpi::{
-    AddressRange, Description, MemoryRange, NvdimmUnit, Processor, Tables, UnitSlot, UnitWindow,
+    AddressRange, Description, HostBridges, MemoryRange, NvdimmUnit, Processor, Tables, UnitSlot, UnitWindow,
 };
 use aconite_devices::bus::{Bus, BusError, DeviceId};
 use aconite_devices::clock::Clock;
@@ -18,7 +18,8 @@ use aconite_devices::erst::Erst;
 use aconite_devices::ghes::ErrorSources;
 use aconite_devices::nvdimm::{FlushHint, UnitTable, Units};
 use aconite_devices::pci::{
-    BarWindows, DevFn, Ecam, HostBridge, PciError, PciRoot, PciWindow, SlotKind, assign_bars,
+    BarWindows, DevFn, Ecam, HostBridge, HotplugBridges, HotplugBridgesState, PciBus, PciError, PciRoot,
+    PciWindow, SlotKind, assign_bars,
 };
 use aconite_devices::platform::Platform;
 use aconite_devices::pm_timer::{PmTimer, Width};
@@ -159,8 +160,10 @@ pub struct Plan {
     pub windows: Vec<Window>,
     /// DIMMs that each NFIT unit has room for.
     pub dimms: Vec<u32>,
-    /// The 64-bit PCI window.
+    /// The 64-bit PCI window of the host bridge that is always there.
     pub pci64: Range<u64>,
+    /// Where the windows of those are that come and go.
+    pub host_bridges: Range<u64>,
 }
 
 impl Plan {
@@ -184,7 +187,7 @@ impl Plan {
             .collect();
         let free = UnitRequest { size: config.slots.size.bytes(), at: None };
         let slots = config.slots;
-        requests.extend((0..slots.nfit + slots.pcie).map(|_| free));
+        requests.extend((0..slots.nfit + slots.pcie + slots.bridge).map(|_| free));
         let layout = Layout::plan(config.memory.bytes(), &requests, address_bits)?;
         let chosen = config.pmem.iter().map(|device| device.node);
         let mut next = 1 + chosen.clone().flatten().max().unwrap_or(SYSTEM_NODE);
@@ -193,11 +196,12 @@ impl Plan {
         let mut units = config.units();
         let nfit = config.nfit_units();
         units.extend(nfit - slots.nfit..nfit);
-        let behind_ports = config.ports() - slots.pcie;
-        units.extend(nfit + behind_ports..nfit + config.ports());
+        let cards = config.ports() + config.host_bridges();
+        let free_cards = slots.pcie + slots.bridge;
+        units.extend(nfit + cards - free_cards..nfit + cards);
         // Ports may be for anything: what memory may come behind the free ones shares a domain.
-        let first_free_port = requests.len() - slots.pcie as usize;
-        let mut of_free_ports = None;
+        let first_free_card = requests.len() - free_cards as usize;
+        let mut of_free_cards = None;
         let windows: Vec<_> = layout
             .units
             .into_iter()
@@ -211,18 +215,21 @@ impl Plan {
                 };
                 let node = match node {
                     Some(node) => node,
-                    None if index >= first_free_port => *of_free_ports.get_or_insert_with(new),
+                    None if index >= first_free_card => *of_free_cards.get_or_insert_with(new),
                     None => new(),
                 };
                 let via = match unit {
                     unit if unit < nfit => Via::Nfit,
-                    unit if unit < nfit + config.ports() => Via::Virtio,
+                    unit if unit < nfit + cards => Via::Virtio,
                     _ => Via::E820,
                 };
                 Window { range, node, unit: unit as usize, via }
             })
             .collect();
-        let mut plan = Self { ram: layout.ram, windows, dimms: Vec::new(), pci64: layout.pci64 };
+        let Range { start, end } = layout.pci64;
+        let of_bridges = if config.host_bridges() > 0 { end - (end - start) / 4 } else { end };
+        let (pci64, host_bridges) = (start..of_bridges, of_bridges..end);
+        let mut plan = Self { ram: layout.ram, windows, dimms: Vec::new(), pci64, host_bridges };
         plan.dimms = plan
             .arrivals(config, pmem)
             .iter()
@@ -284,6 +291,9 @@ impl Plan {
                 .map(|r| MemoryRange { range: range(r), proximity: SYSTEM_NODE })
                 .collect(),
             pci_window64: Some(range(&self.pci64)),
+            host_bridges: Some(config.host_bridges())
+                .filter(|count| *count > 0)
+                .map(|count| HostBridges { count, windows: range(&self.host_bridges) }),
             pci_proximity: SYSTEM_NODE,
             units: self
                 .dimms
@@ -340,7 +350,7 @@ pub struct Built {
     pub platform: Arc<Mutex<Platform>>,
     /// The agent's console.
     pub console: Arc<Mutex<VirtioPci<Console>>>,
-    /// PCI Express ports, and what is in their slots.
+    /// PCI Express ports and host bridges, and what is behind them.
     pub pcie: Arc<Mutex<Pcie>>,
     /// Disks.
     pub disks: Disks,
@@ -609,16 +619,23 @@ impl Devices {
         mmio.insert("einj", fixed::EINJ_REGISTERS, Einj::SIZE, einj.clone())?;
 
         let root = PciRoot::new();
-        root.insert(None, DevFn::new(0, 0), HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
+        root.insert(PciBus::Root(0), DevFn::new(0, 0), HOST_BRIDGE, Arc::new(Mutex::new(HostBridge::new())))?;
         let wiring = Wiring { id: CONSOLE, dma: dma.named("console"), msi: vm.msi(), express: None };
         let console = Console::new([aconite_agent::protocol::PORT_NAME]);
         let console = Arc::new(Mutex::new(VirtioPci::new(console, wiring)?));
-        root.insert(None, DevFn::new(1, 0), CONSOLE, console.clone())?;
+        root.insert(PciBus::Root(0), DevFn::new(1, 0), CONSOLE, console.clone())?;
         let kind = if config.slots.button { SlotKind::Button } else { SlotKind::Plain };
-        let pcie = Pcie::new(root.clone(), config.ports(), kind, &vm.msi())?;
+        let Range { start, end } = plan.host_bridges;
+        let bridges = HotplugBridgesState::new(((end - start) / fixed::HOST_BRIDGE_WINDOW) as u32);
+        let registers = Arc::new(Mutex::new(HotplugBridges::new(bridges.clone())));
+        mmio.insert("host-bridges", fixed::HOST_BRIDGE_BASE, HotplugBridges::SIZE, registers)?;
+        let host_bridges = config.host_bridges();
+        let pcie = Pcie::new(root.clone(), config.ports(), kind, host_bridges, bridges, &vm.msi())?;
         let low = fixed::PCI_MMIO32_BASE..fixed::PCI_MMIO32_BASE + fixed::PCI_MMIO32_SIZE;
         assign_bars(&root, BarWindows { low: low.clone(), high: plan.pci64.clone() })?;
-        for (name, range) in [("pci32", low), ("pci64", plan.pci64.clone())] {
+        let of_bridges = ("pci64-bridges", plan.host_bridges.clone());
+        let of_bridges = (!plan.host_bridges.is_empty()).then_some(of_bridges);
+        for (name, range) in [("pci32", low), ("pci64", plan.pci64.clone())].into_iter().chain(of_bridges) {
             let window = PciWindow::new(root.clone(), range.start);
             mmio.insert(name, range.start, range.end - range.start, Arc::new(Mutex::new(window)))?;
         }

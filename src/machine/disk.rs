@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use super::doorbells;
 use super::operations::Operations;
-use super::pcie::{Card, CardKind, Pcie, PcieError};
+use super::pcie::{At, Card, CardKind, Pcie, PcieError};
 use super::removal::Removal;
 use crate::command::{
     DeviceState, DiskAction, DiskArmed, DiskCommand, DiskDisarmed, DiskFault, DiskHeldRequest, DiskInfo,
@@ -109,7 +109,7 @@ impl Disks {
         let mut all = Self { list: Vec::new(), around, removals: BTreeMap::new(), send: None };
         for (config, checked) in disks.iter().zip(checked) {
             let (disk, card) = all.make(config, *checked)?;
-            lock(&all.around.pcie).install(card)?;
+            lock(&all.around.pcie).install(card, At::Port)?;
             all.list.push(disk);
         }
         Ok(all)
@@ -141,7 +141,7 @@ impl Disks {
         if let Some(send) = &self.send {
             disk.start(send)?;
         }
-        lock(&self.around.pcie).insert(card, place)?;
+        lock(&self.around.pcie).insert(card, At::Port, place)?;
         self.list.push(disk);
         Ok(())
     }

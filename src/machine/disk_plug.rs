@@ -12,7 +12,7 @@ use super::chain;
 use super::departing::{Departing, Farewell};
 use super::disk::{DiskError, Disks};
 use super::operations::Operations;
-use super::pcie::CardKind;
+use super::pcie::{At, CardKind};
 use super::removal::Removal;
 use super::tell::Ways;
 use crate::command::{DeviceState, Error, ErrorCode, Event, EventBus, Operation, RemovalStep, RemoveMode};
@@ -87,7 +87,7 @@ impl Disks {
     fn place(&self, disk: &config::Disk) -> Result<Option<usize>, Error> {
         let pcie = lock(&self.around.pcie);
         let Some(at) = &disk.at else {
-            return pcie.check_free_slot().map(|()| None);
+            return pcie.check_free(At::Port).map(|()| None);
         };
         let place = pcie.place_of(CardKind::Disk, at).ok_or_else(|| {
             Error::new(

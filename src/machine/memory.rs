@@ -120,7 +120,7 @@ pub(super) struct Device {
     pub(super) dimms: Vec<Arc<Dimm>>,
     /// All DIMMs that it lies on.
     pub(super) seats: Vec<Seat>,
-    /// What the guest finds behind a port.
+    /// What the guest finds behind a port or a host bridge.
     pub(super) card: Option<Card>,
     pub(super) _slot: Slot,
     /// How it can be removed.
@@ -177,7 +177,7 @@ pub struct Parts {
     pub windows: Vec<Window>,
     /// DIMMs that each NFIT unit has room for.
     pub dimms_of_unit: Vec<u32>,
-    /// Ports for devices.
+    /// Ports and host bridges for devices.
     pub pcie: Arc<Mutex<Pcie>>,
     /// Guest memory, as devices reach it.
     pub dma: Dma,
@@ -290,7 +290,7 @@ impl MemoryDevices {
             EventTarget::Root(unit) if event.code == notify::ARS_STOPPED => (unit, NotifyKind::ArsStopped),
             EventTarget::Root(unit) => (unit, NotifyKind::Uncorrectable),
             EventTarget::Dimm { unit, .. } => (unit, NotifyKind::Health),
-            EventTarget::Container(_) | EventTarget::ErrorDevice => return,
+            EventTarget::Container(_) | EventTarget::ErrorDevice | EventTarget::HostBridge(_) => return,
         };
         if let Some(device) = self.devices.iter().find(|device| device.unit == unit as usize) {
             self.events.publish(Event::NotifySent { device: device.id.clone(), kind });

@@ -65,6 +65,7 @@ use self::handle::no_agent;
 pub use self::handle::{GuestAgent, Handle};
 pub use self::memory::MemoryError;
 pub use self::outcome::{Cause, Exits, Outcome};
+use self::pcie::At;
 pub use self::tell::GuestUnit;
 use self::tell::Ways;
 use crate::command::{
@@ -370,12 +371,12 @@ impl Machine {
                 self.built.errors.proceed();
                 None
             }
-            Effect::UnitEject { unit } => {
-                self.stopped(|built, ways, held| built.memory.ejected(held, ways, unit));
+            Effect::Ejected(target) => {
+                self.stopped(|built, ways, held| built.memory.ejected(held, ways, target));
                 None
             }
-            Effect::UnitStatus { unit, status } => {
-                self.stopped(|built, ways, held| built.memory.os_said(held, ways, unit, status));
+            Effect::OsStatus { target, status } => {
+                self.stopped(|built, ways, held| built.memory.os_said(held, ways, target, status));
                 None
             }
             Effect::InjectError(injection) => {
@@ -463,26 +464,35 @@ impl Machine {
         reply
     }
 
+    fn info(&self) -> MachineInfo {
+        let [free_ports, free_bridges] = {
+            let pcie = lock(&self.built.pcie);
+            [At::Port, At::HostBridge].map(|at| pcie.free_places(at) as u32)
+        };
+        MachineInfo {
+            state: self.state,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            kernel: self.identity.kernel.clone(),
+            kernel_version: self.identity.kernel_release.clone(),
+            vcpus: self.config.cpus,
+            memory: self.config.memory.bytes(),
+            memory_poisoned: self.built.memory.poisoned_ram(),
+            host: self.identity.host.clone(),
+            agent: self.agent.is_some(),
+            free_slots: self.built.memory.free_windows() as u32,
+            free_ports,
+            free_bridges,
+            monitor: Usage::now(),
+            uptime_ns: self.events.elapsed_ns(),
+        }
+    }
+
     /// Commands that leave the vCPUs running.
     fn answer(&self, command: &Command) -> Option<Result<Reply, Error>> {
         let memory = &self.built.memory;
         Some(match command {
-            Command::MachineInfo => Ok(Reply::Machine(MachineInfo {
-                state: self.state,
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                pid: std::process::id(),
-                kernel: self.identity.kernel.clone(),
-                kernel_version: self.identity.kernel_release.clone(),
-                vcpus: self.config.cpus,
-                memory: self.config.memory.bytes(),
-                memory_poisoned: memory.poisoned_ram(),
-                host: self.identity.host.clone(),
-                agent: self.agent.is_some(),
-                free_slots: memory.free_windows() as u32,
-                free_ports: lock(&self.built.pcie).free_slots() as u32,
-                monitor: Usage::now(),
-                uptime_ns: self.events.elapsed_ns(),
-            })),
+            Command::MachineInfo => Ok(Reply::Machine(self.info())),
             Command::ListMemory => Ok(Reply::MemoryList(memory.list())),
             Command::ShowMemory { device } => memory.show(device).map(Reply::Memory),
             Command::PoisonList { device, from, limit } => {

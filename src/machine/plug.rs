@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use aconite_acpi::platform::notify;
-use aconite_acpi::platform::unit::OsStatus;
+use aconite_acpi::platform::hotplug::OsStatus;
+use aconite_acpi::platform::{EventTarget, notify};
 use aconite_devices::bus::lock;
 
 use super::arrival::{Arrival, NotAdded, When};
@@ -12,6 +12,7 @@ use super::chain;
 use super::departing::{Departing, Farewell};
 use super::memory::{Device, MemoryDevices, MemoryError, length, persistence};
 use super::operations::Operations;
+use super::pcie::At;
 use super::removal::{Happening, Removal};
 use super::tell::{Heard, Ways};
 use crate::command::{
@@ -72,20 +73,48 @@ impl MemoryDevices {
         self.devices.iter().filter(move |d| d.unit == unit && d.state != DeviceState::Departed)
     }
 
-    /// The guest has ejected unit `unit`; its firmware has already let go of it.
-    pub fn ejected(&mut self, _held: &Held, ways: &Ways, unit: u32) {
-        let unit = unit as usize;
-        let how = "the guest evaluated _EJ0".to_owned();
-        if !self.removals.contains_key(&unit) {
-            self.begin_unasked(ways, &unit, Channel::Container, how.clone());
+    /// The unit that is notified by `target`, and the channel that this is.
+    fn notified(&self, target: EventTarget) -> Option<(usize, Channel)> {
+        match target {
+            EventTarget::Container(unit) => Some((unit as usize, Channel::Container)),
+            EventTarget::HostBridge(bridge) => {
+                let unit = self.unit_of_card(lock(&self.pcie).behind(bridge)?)?;
+                Some((unit, Channel::Bridge))
+            }
+            EventTarget::Root(_) | EventTarget::Dimm { .. } | EventTarget::ErrorDevice => None,
         }
-        self.hear(ways, &unit, Happening::LetGo(how));
     }
 
-    /// The guest has said what it has come to with a notification of a unit's container.
-    pub fn os_said(&mut self, _held: &Held, ways: &Ways, unit: u32, status: OsStatus) {
-        let unit = unit as usize;
-        let Some(removal) = self.removals.get(&unit).filter(|r| r.channel == Channel::Container) else {
+    /// The guest has ejected a unit's container or a host bridge; the firmware has already let go of it.
+    pub fn ejected(&mut self, _held: &Held, ways: &Ways, target: EventTarget) {
+        if let Some((unit, channel)) = self.notified(target) {
+            let how = "the guest evaluated _EJ0".to_owned();
+            if !self.removals.contains_key(&unit) {
+                self.begin_unasked(ways, &unit, channel, how.clone());
+            }
+            self.hear(ways, &unit, Happening::LetGo(how));
+        }
+        self.bridge_is_free(target);
+    }
+
+    /// The guest has said what it has come to with a notification of a unit's container or of a host bridge.
+    pub fn os_said(&mut self, _held: &Held, ways: &Ways, target: EventTarget, status: OsStatus) {
+        self.take_answer(ways, target, status);
+        if status.status != OsStatus::EJECTING {
+            self.bridge_is_free(target);
+        }
+    }
+
+    /// The guest looks at host bridge `target` anew.
+    fn bridge_is_free(&self, target: EventTarget) {
+        if let EventTarget::HostBridge(bridge) = target {
+            lock(&self.pcie).let_go_of_bridge(bridge);
+        }
+    }
+
+    fn take_answer(&mut self, ways: &Ways, target: EventTarget, status: OsStatus) {
+        let Some((unit, channel)) = self.notified(target) else { return };
+        let Some(removal) = self.removals.get(&unit).filter(|r| r.channel == channel) else {
             return;
         };
         let asked = match removal.mode {
@@ -122,16 +151,17 @@ impl MemoryDevices {
     fn check_way(&self, device: &Device, channel: Channel, mode: RemoveMode) -> Result<(), Error> {
         let id = &device.id;
         let wrong = |problem: String, remedy: &str| Err(Error::new(ErrorCode::NotSupported, problem, remedy));
+        let at = At::of(&device.pmem);
         match (device.pmem.via, channel) {
-            (Via::Nfit, Channel::Pcie) => {
-                wrong(format!("{id} is an NVDIMM, behind no port"), "name via=container or via=agent")
+            (Via::Nfit, Channel::Pcie | Channel::Bridge) => {
+                wrong(format!("{id} is an NVDIMM, no PCI Express device"), "name via=container or via=agent")
             }
             (Via::E820, _) => Err(self.no_channel(device)),
-            (Via::Virtio, Channel::Container | Channel::Agent) => wrong(
-                format!("{id} is a virtio-pmem device, and goes through its PCI Express port"),
-                "name via=pcie, or leave it out",
+            (Via::Virtio, channel) if channel != at.channel() => wrong(
+                format!("{id} is a virtio-pmem device, and goes through its {}", at.name()),
+                &format!("name via={}, or leave it out", at.channel().name()),
             ),
-            (Via::Virtio, _) => lock(&self.pcie).check_button(id, mode),
+            (Via::Virtio, Channel::Pcie) => lock(&self.pcie).check_button(id, mode),
             _ => Ok(()),
         }
     }
@@ -168,7 +198,7 @@ impl MemoryDevices {
             return Err(in_use(device));
         }
         if pmem.via == Via::Virtio {
-            lock(&self.pcie).check_free_slot()?;
+            lock(&self.pcie).check_free(At::of(pmem))?;
         }
         // A driver that the agent has unbound comes back by the agent only.
         let unbound = self.devices.iter().any(|d| d.unit == unit && d.left_by == Some(Channel::Agent));
@@ -209,6 +239,7 @@ impl MemoryDevices {
             ways.tell_joined(unit);
             self.operations.end(&self.events, operation.operation, None);
         } else if ways.tell_insertion(
+            &pmem.id,
             operation.operation,
             channel,
             unit,

@@ -10,7 +10,7 @@ use aconite_devices::platform::Platform;
 
 use super::GuestAgent;
 use super::cpu::{Mailbox, Message};
-use super::pcie::Pcie;
+use super::pcie::{CardKind, Pcie};
 use super::removal::{Happening, Removal};
 use crate::command::{Error, ErrorCode, RemoveMode};
 use crate::config::Channel;
@@ -79,12 +79,12 @@ impl Ways {
     pub fn tell_removal(&self, removal: &Removal, unit: usize, ranges: Vec<Range<u64>>) {
         let Removal { operation, mode, .. } = *removal;
         match removal.channel {
-            Channel::Container => {
+            Channel::Container | Channel::Bridge => {
                 let code = match mode {
                     RemoveMode::Eject => notify::EJECT_REQUEST,
                     RemoveMode::Surprise => notify::DEVICE_CHECK,
                 };
-                self.notify(unit, code);
+                self.notify(&removal.device, removal.channel, unit, code);
             }
             Channel::Agent => self.ask(operation, move |agent| {
                 let asked = agent.let_go(&GuestUnit::new(unit, ranges), mode);
@@ -109,6 +109,7 @@ impl Ways {
     /// Tells the guest that a device has come. Whether that is over with it: otherwise something will be heard.
     pub fn tell_insertion(
         &self,
+        device: &str,
         operation: u64,
         channel: Channel,
         unit: usize,
@@ -118,8 +119,8 @@ impl Ways {
             Channel::Agent => {}
             // The card in its slot says so itself.
             Channel::Pcie => return true,
-            Channel::Container | Channel::None => {
-                self.notify(unit, notify::BUS_CHECK);
+            Channel::Container | Channel::Bridge | Channel::None => {
+                self.notify(device, channel, unit, notify::BUS_CHECK);
                 return true;
             }
         }
@@ -136,8 +137,16 @@ impl Ways {
         lock(&self.platform).push(FirmwareEvent { target, code: notify::NFIT_UPDATE });
     }
 
-    fn notify(&self, unit: usize, code: u8) {
-        lock(&self.platform).push(FirmwareEvent { target: EventTarget::Container(unit as u32), code });
+    /// Notifies the host bridge of a card, or the container of a unit.
+    fn notify(&self, device: &str, channel: Channel, unit: usize, code: u8) {
+        let target = match channel {
+            Channel::Bridge => {
+                let Some(bridge) = lock(&self.pcie).bridge_of(CardKind::Memory, device) else { return };
+                EventTarget::HostBridge(bridge)
+            }
+            _ => EventTarget::Container(unit as u32),
+        };
+        lock(&self.platform).push(FirmwareEvent { target, code });
     }
 
     /// Asks the agent on a thread of its own: the guest may take its time, or for ever.

@@ -9,12 +9,12 @@ use aconite_devices::bus::{DeviceId, lock};
 use aconite_devices::clock::Clock;
 use aconite_devices::dma::Dma;
 use aconite_devices::irq::MsiSink;
-use aconite_devices::pci::PortType;
 use aconite_devices::virtio::pmem::{Job, Parts, Pmem, What, Witness};
 use aconite_devices::virtio::{VirtioPci, Wiring};
 
 use super::doorbells;
 use super::memory::MemoryError;
+use super::pcie::At;
 use crate::command::{Event, EventBus, FlushOutcome};
 use crate::kvm::IoEvents;
 use crate::memory::Region;
@@ -58,8 +58,13 @@ impl fmt::Debug for Card {
 }
 
 impl Card {
-    /// The device of `region`, called `device` in effects. Its thread is still to be started.
-    pub fn new(around: &Surroundings, region: &Arc<Region>, device: DeviceId) -> Result<Self, MemoryError> {
+    /// The device of `region`, called `device` in effects, which goes to `at`. Its thread is still to be started.
+    pub fn new(
+        around: &Surroundings,
+        region: &Arc<Region>,
+        device: DeviceId,
+        at: At,
+    ) -> Result<Self, MemoryError> {
         let workers = Workers::new(around.clock.clone())?;
         let pmem = Pmem::new(Parts {
             start: region.gpa(),
@@ -72,7 +77,7 @@ impl Card {
             id: device,
             dma: around.dma.named(region.name()),
             msi: around.msi.clone(),
-            express: Some(PortType::Endpoint),
+            express: Some(at.port_type()),
         };
         let mut function = VirtioPci::new(pmem, wiring)?;
         doorbells::install(&mut function, &workers, &around.io_events)?;

@@ -7,6 +7,7 @@ mod apei;
 mod api;
 mod backings;
 mod boot;
+mod bridges;
 mod clocks;
 mod crowd;
 mod cycles;

@@ -5,9 +5,10 @@ use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Res
 use super::Body;
 use crate::layout::{
     APEI_REGISTERS_SIZE, ECAM_BASE, ECAM_SIZE, EINJ_REGISTERS, FLUSH_BASE, FLUSH_SIZE, GHES_REGISTERS,
-    MAX_UNITS, PLATFORM_BASE, RTC_PORT, SERIAL_GSI, SERIAL_PORT, UNIT_BASE, UNIT_SIZE,
+    HOST_BRIDGE_BASE, MAX_HOST_BRIDGES, MAX_UNITS, PLATFORM_BASE, RTC_PORT, SERIAL_GSI, SERIAL_PORT,
+    UNIT_BASE, UNIT_SIZE,
 };
-use crate::platform::PVPANIC;
+use crate::platform::{PVPANIC, hotplug};
 
 /// Appends all of them.
 pub(super) fn append(body: &mut Body) {
@@ -25,6 +26,9 @@ pub(super) fn edge_interrupt(gsi: u32) -> Interrupt {
 /// Pages of registers for error handling, one behind the other.
 const APEI_REGISTERS: u64 = GHES_REGISTERS + APEI_REGISTERS_SIZE - EINJ_REGISTERS;
 
+/// Registers of host bridges that come and go.
+const HOST_BRIDGES: u64 = hotplug::SIZE * MAX_HOST_BRIDGES as u64;
+
 /// PNP0C02: addresses that belong to no other device. Linux uses ECAM only where firmware reserves it like
 /// this (arch/x86/pci/mmconfig-shared.c, `pci_mmcfg_check_reserved`). The panic register is left out: its own
 /// device claims it.
@@ -40,6 +44,7 @@ fn motherboard(body: &mut Body) {
                     &Memory32Fixed::new(true, ECAM_BASE as u32, ECAM_SIZE as u32),
                     &Memory32Fixed::new(true, PLATFORM_BASE as u32, PVPANIC as u32),
                     &Memory32Fixed::new(true, UNIT_BASE as u32, UNIT_SIZE as u32 * MAX_UNITS),
+                    &Memory32Fixed::new(true, HOST_BRIDGE_BASE as u32, HOST_BRIDGES as u32),
                     &Memory32Fixed::new(true, EINJ_REGISTERS as u32, APEI_REGISTERS as u32),
                     &Memory32Fixed::new(true, FLUSH_BASE as u32, FLUSH_SIZE as u32 * MAX_UNITS),
                 ]),

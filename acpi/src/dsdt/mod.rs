@@ -5,18 +5,28 @@
 
 mod errors;
 mod events;
+mod hotplug;
 mod legacy;
 mod pci;
 mod processors;
 mod units;
 
-pub use units::path as target_path;
-
 use acpi_tables::Aml;
 use acpi_tables::aml::{Name, Package, Path, Scope};
 
-use crate::platform::SLEEP_TYPE_S5;
+use crate::platform::{EventTarget, SLEEP_TYPE_S5};
 use crate::{Description, Table};
+
+/// Absolute path of a target of firmware events in the ACPI namespace, such as `\_SB_.NV00.NVDR`.
+pub fn target_path(target: EventTarget) -> String {
+    match target {
+        EventTarget::Container(unit) => format!("\\_SB_.NV{unit:02X}"),
+        EventTarget::Root(unit) => format!("\\_SB_.NV{unit:02X}.NVDR"),
+        EventTarget::Dimm { unit, dimm } => format!("\\_SB_.NV{unit:02X}.NVDR.{}", units::dimm_name(dimm)),
+        EventTarget::ErrorDevice => "\\_SB_.HED_".to_owned(),
+        EventTarget::HostBridge(bridge) => format!("\\_SB_.{}", pci::host_bridge_name(bridge)),
+    }
+}
 
 /// AML that is put together already.
 #[derive(Default)]
@@ -44,7 +54,7 @@ pub(crate) fn dsdt(description: &Description) -> Table {
     for (number, unit) in (0..).zip(&description.units) {
         units::append(&mut devices, number, unit.dimms);
     }
-    events::append(&mut devices, &description.units);
+    events::append(&mut devices, description);
 
     let mut body = Body::default();
     body.push(&Scope::new(Path::new("\\_SB_"), vec![&devices]));

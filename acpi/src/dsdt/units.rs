@@ -7,15 +7,15 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Acquire, And, Arg, BufferData, Concat, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
+    Acquire, Arg, BufferData, Concat, DeRefOf, Device, Else, Equal, Field, FieldAccessType, FieldEntry,
     FieldLockRule, FieldUpdateRule, GreaterThan, If, Index, LessThan, Local, Method, MethodCall, Mid, Mutex,
-    Name, ONE, ObjectType, OpRegion, OpRegionSpace, Or, Package, Path, Release, Return, ShiftLeft, SizeOf,
-    Store, ToInteger, ZERO,
+    Name, ONE, ObjectType, OpRegion, OpRegionSpace, Package, Path, Release, Return, SizeOf, Store, ToInteger,
+    ZERO,
 };
 
-use super::Body;
+use super::{Body, hotplug};
 use crate::layout::{MAILBOX_SIZE, mailbox_base, unit_base};
-use crate::platform::{Call, EventTarget, device_handle, label_status, mailbox, unit};
+use crate::platform::{Call, device_handle, label_status, mailbox};
 
 /// ObjectType of a buffer and of a package (ACPI 6.5, table 19.26).
 const TYPE_BUFFER: u8 = 3;
@@ -24,17 +24,7 @@ const TYPE_PACKAGE: u8 = 4;
 /// access after the other, and nearly all calls are short.
 const SHORT_PAYLOAD: u64 = 128;
 
-/// Absolute path of a target of firmware events in the ACPI namespace, such as `\_SB_.NV00.NVDR`.
-pub fn path(target: EventTarget) -> String {
-    match target {
-        EventTarget::Container(unit) => format!("\\_SB_.NV{unit:02X}"),
-        EventTarget::Root(unit) => format!("\\_SB_.NV{unit:02X}.NVDR"),
-        EventTarget::Dimm { unit, dimm } => format!("\\_SB_.NV{unit:02X}.NVDR.{}", dimm_name(dimm)),
-        EventTarget::ErrorDevice => "\\_SB_.HED_".to_owned(),
-    }
-}
-
-fn dimm_name(dimm: u32) -> String {
+pub(super) fn dimm_name(dimm: u32) -> String {
     format!("D{dimm:03X}")
 }
 
@@ -45,63 +35,18 @@ pub(super) fn append(body: &mut Body, unit: u32, dimms: u32) {
         vec![
             &Name::new("_HID".into(), &"ACPI0004"),
             &Name::new("_UID".into(), &unit),
-            &registers(unit),
+            &hotplug::registers(unit_base(unit), *b"DBEL"),
             &mailbox_fields(unit),
             &Mutex::new("MBLK".into(), 0),
             &buffer_call(),
             &mailbox_call(),
             &dsm_call(),
             &label_calls(),
-            &status(),
-            &Method::new("_EJ0".into(), 1, false, vec![&Store::new(&Name::new_field_name("EJCT"), &ONE)]),
-            &os_status(),
+            &hotplug::status(),
+            &hotplug::answers(),
             &root(unit, dimms),
         ],
     ));
-}
-
-fn status() -> Body {
-    let mut body = Body::default();
-    body.push(&Method::new("_STA".into(), 0, false, vec![&Return::new(&Name::new_field_name("STAT"))]));
-    body
-}
-
-/// `_OST (event, status, details)`: what the OS has come to with a notification, so that nobody has to guess.
-fn os_status() -> Body {
-    let (event, status) = (Local(0), Local(1));
-    let mut body = Body::default();
-    body.push(&Method::new(
-        "_OST".into(),
-        3,
-        false,
-        vec![
-            &And::new(&event, &Arg(0), &0xFFFFu16),
-            &And::new(&status, &Arg(1), &0xFFFFu16),
-            &ShiftLeft::new(&status, &status, &16u8),
-            &Or::new(&Name::new_field_name("OSTA"), &event, &status),
-        ],
-    ));
-    body
-}
-
-/// The unit's registers. Every field is one whole access, so nothing is ever read to be written back.
-fn registers(unit: u32) -> Body {
-    const { assert!(unit::STATUS == 0 && unit::EJECT == 4 && unit::DOORBELL == 8 && unit::OS_STATUS == 12) };
-    let mut body = Body::default();
-    body.push(&OpRegion::new("REGS".into(), OpRegionSpace::SystemMemory, &unit_base(unit), &16u8));
-    body.push(&Field::new(
-        "REGS".into(),
-        FieldAccessType::DWord,
-        FieldLockRule::NoLock,
-        FieldUpdateRule::WriteAsZeroes,
-        vec![
-            FieldEntry::Named(*b"STAT", 32),
-            FieldEntry::Named(*b"EJCT", 32),
-            FieldEntry::Named(*b"DBEL", 32),
-            FieldEntry::Named(*b"OSTA", 32),
-        ],
-    ));
-    body
 }
 
 /// The unit's mailbox in guest RAM.
@@ -354,7 +299,7 @@ fn root(unit: u32, dimms: u32) -> Body {
         vec![
             &Name::new("_HID".into(), &"ACPI0012"),
             &Name::new("_UID".into(), &unit),
-            &status(),
+            &hotplug::status(),
             &Method::new(
                 "_FIT".into(),
                 0,

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use aconite_acpi::layout::{MAILBOX_BASE, UNIT_SIZE, mailbox_base};
+use aconite_acpi::platform::hotplug::DOORBELL;
 use aconite_acpi::platform::mailbox::{OUTPUT_MAX, RESULT};
-use aconite_acpi::platform::unit::DOORBELL;
 use proptest::prelude::*;
 
 use super::super::registers::Units;

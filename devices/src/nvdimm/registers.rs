@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aconite_acpi::layout::{MAX_UNITS, UNIT_SIZE};
-use aconite_acpi::platform::unit::{DOORBELL, EJECT, OS_STATUS, OsStatus, STATUS, STATUS_PRESENT};
+use aconite_acpi::platform::hotplug::{DOORBELL, EJECT, OS_STATUS, OsStatus, STATUS, STATUS_PRESENT};
 use aconite_acpi::platform::{self, EventTarget, FirmwareEvent, mailbox as layout, notify};
 
 use super::dimm::{label_information, label_read, label_write};
@@ -12,10 +12,10 @@ use super::fault::{Callee, distort, failure};
 use super::mailbox::{Call, reply};
 use super::root;
 use super::unit::{Unit, UnitTable};
-use crate::bus::{BusDevice, Effect, Effects};
+use crate::bus::{BusDevice, Effect, Effects, first_word};
 use crate::dma::Dma;
 
-/// The registers of all slots, [`UNIT_SIZE`] bytes each ([`aconite_acpi::platform::unit`]).
+/// The registers of all slots, [`UNIT_SIZE`] bytes each ([`aconite_acpi::platform::hotplug`]).
 ///
 /// A write acts on each register whose first byte it covers; bytes that belong to no register read as zero. An empty
 /// slot reads as zero and still answers its doorbell: a guest whose unit has just been pulled gets a status.
@@ -37,7 +37,7 @@ impl Units {
         // `_STA` must be 0 when `_EJ0` returns (Linux `acpi_scan_hot_remove`), whoever lets go of the memory when.
         if self.units.remove(slot).is_some() {
             tracing::debug!(slot, "Guest ejected a unit");
-            effects.push(Effect::UnitEject { unit: slot });
+            effects.push(Effect::Ejected(EventTarget::Container(slot)));
         }
     }
 
@@ -137,21 +137,12 @@ impl BusDevice for Units {
                 // An empty slot's too: it is what the OS says after it has let go.
                 OS_STATUS => {
                     let status = OsStatus::decode(first_word(&data[index..]));
-                    effects.push(Effect::UnitStatus { unit: slot, status });
+                    effects.push(Effect::OsStatus { target: EventTarget::Container(slot), status });
                 }
                 _ => {}
             }
         }
     }
-}
-
-/// The first four bytes of a write, zeroes where it ends before.
-fn first_word(data: &[u8]) -> u32 {
-    let mut value = [0; 4];
-    for (byte, &written) in value.iter_mut().zip(data) {
-        *byte = written;
-    }
-    u32::from_le_bytes(value)
 }
 
 #[cfg(test)]

@@ -98,7 +98,10 @@ fn status_tells_which_units_are_there() {
 #[test]
 fn an_ejected_unit_is_gone_when_the_write_returns() {
     let mut machine = machine();
-    assert_eq!(machine.write(REGISTERS + EJECT, &[1, 0, 0, 0]), [Effect::UnitEject { unit: SLOT }]);
+    assert_eq!(
+        machine.write(REGISTERS + EJECT, &[1, 0, 0, 0]),
+        [Effect::Ejected(EventTarget::Container(SLOT))]
+    );
     assert_eq!(machine.read_u32(REGISTERS + STATUS), 0);
     assert_eq!(machine.write(REGISTERS + EJECT, &[1, 0, 0, 0]), [], "nothing is left to eject");
     assert_eq!(machine.write(REGISTERS + UNIT_SIZE + EJECT, &[1]), []);
@@ -107,7 +110,10 @@ fn an_ejected_unit_is_gone_when_the_write_returns() {
 #[test]
 fn what_the_os_says_of_a_notification_is_passed_on_of_empty_slots_too() {
     let mut machine = machine();
-    let said = |unit, event, status| Effect::UnitStatus { unit, status: OsStatus { event, status } };
+    let said = |unit, event, status| Effect::OsStatus {
+        target: EventTarget::Container(unit),
+        status: OsStatus { event, status },
+    };
     assert_eq!(machine.write(REGISTERS + OS_STATUS, &[3, 0, 0x84, 0]), [said(SLOT, 3, OsStatus::EJECTING)]);
     machine.table.remove(SLOT);
     assert_eq!(machine.write(REGISTERS + OS_STATUS, &[1, 0, 0, 0]), [said(SLOT, 1, OsStatus::SUCCESS)]);
@@ -347,7 +353,7 @@ fn a_write_acts_on_the_registers_whose_first_byte_it_covers() {
     assert_eq!(machine.ring(3).1.len(), 100, "still there");
     assert_eq!(machine.write(REGISTERS + OS_STATUS + 2, &[1, 1]), []);
     let both = [1, 0, 0, 0, 3, 0, 0, 0];
-    assert_eq!(machine.write(REGISTERS + EJECT, &both), [Effect::UnitEject { unit: SLOT }]);
+    assert_eq!(machine.write(REGISTERS + EJECT, &both), [Effect::Ejected(EventTarget::Container(SLOT))]);
     let mut head = [0xEE; 8];
     machine.dma.read(mailbox_base(SLOT) + RESULT, &mut head).unwrap();
     assert_eq!(head, [0; 8], "ejected, then asked for a _FIT that is empty");
@@ -423,8 +429,8 @@ proptest! {
         for (offset, mut data, is_write) in accesses {
             if is_write {
                 let known = |effect: &Effect| match *effect {
-                    Effect::UnitEject { unit } => unit == SLOT,
-                    Effect::UnitStatus { unit, .. } => unit < MAX_UNITS,
+                    Effect::Ejected(target) => target == EventTarget::Container(SLOT),
+                    Effect::OsStatus { target: EventTarget::Container(unit), .. } => unit < MAX_UNITS,
                     _ => false,
                 };
                 let effects = machine.write(offset, &data);

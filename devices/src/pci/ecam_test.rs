@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::super::{
-    BarKind, BarRange, BarWindows, BridgeDecode, ConfigSpace, Decode, HostBridge, Identity, PciError,
+    BarKind, BarRange, BarWindows, BridgeDecode, ConfigSpace, Decode, HostBridge, Identity, PciBus, PciError,
     PciFunction, RootPort, SlotChange, SlotKind, assign_bars,
 };
 use super::*;
@@ -115,7 +115,8 @@ impl Machine {
         for (name, (base, size)) in [("pci32", LOW), ("pci64", HIGH)] {
             bus.insert(name, base, size, Arc::new(Mutex::new(PciWindow::new(root.clone(), base)))).unwrap();
         }
-        root.insert(None, DevFn::new(0, 0), DeviceId(0), Arc::new(Mutex::new(HostBridge::new()))).unwrap();
+        root.insert(PciBus::Root(0), DevFn::new(0, 0), DeviceId(0), Arc::new(Mutex::new(HostBridge::new())))
+            .unwrap();
         Self { root, bus }
     }
 
@@ -145,7 +146,7 @@ impl Machine {
 fn present_functions_answer_and_absent_ones_read_as_ones() {
     let machine = Machine::new();
     let slot = DevFn::new(3, 0);
-    machine.root.insert(None, slot, DeviceId(1), Endpoint::shared()).unwrap();
+    machine.root.insert(PciBus::Root(0), slot, DeviceId(1), Endpoint::shared()).unwrap();
     assert_eq!(machine.get(0, DevFn::new(0, 0), 0), 0x0008_1b36);
     assert_eq!(machine.get(0, slot, 0), 0x1050_1af4);
     for (bus, devfn) in [(0, DevFn::new(3, 1)), (0, DevFn::new(31, 7)), (1, slot), (255, slot)] {
@@ -161,7 +162,7 @@ fn present_functions_answer_and_absent_ones_read_as_ones() {
 fn memory_follows_the_bars() {
     let machine = Machine::new();
     let slot = DevFn::new(1, 0);
-    machine.root.insert(None, slot, DeviceId(1), Endpoint::shared()).unwrap();
+    machine.root.insert(PciBus::Root(0), slot, DeviceId(1), Endpoint::shared()).unwrap();
     machine.put(0, slot, 0x10, &0xd000_4000u32.to_le_bytes());
     machine.put(0, slot, 0x1c, &0x80u32.to_le_bytes());
     assert_eq!(machine.memory(0xd000_4005), 0xff, "decoding is off");
@@ -184,7 +185,7 @@ fn memory_follows_the_bars() {
 fn a_removed_function_reads_as_ones() {
     let machine = Machine::new();
     let slot = DevFn::new(1, 0);
-    machine.root.insert(None, slot, DeviceId(1), Endpoint::shared()).unwrap();
+    machine.root.insert(PciBus::Root(0), slot, DeviceId(1), Endpoint::shared()).unwrap();
     machine.put(0, slot, 0x10, &0xd000_4000u32.to_le_bytes());
     machine.put(0, slot, 4, &[2]);
     assert_eq!(machine.root.remove(DeviceId(1)).len(), 1);
@@ -197,11 +198,11 @@ fn a_removed_function_reads_as_ones() {
 fn wrong_places_are_refused() {
     let root = PciRoot::new();
     let slot = DevFn::new(1, 0);
-    root.insert(None, slot, DeviceId(1), Endpoint::shared()).unwrap();
-    let again = |port, devfn, id| root.insert(port, devfn, DeviceId(id), Endpoint::shared()).unwrap_err();
-    assert_eq!(again(None, slot, 2), PciError::SlotTaken { devfn: slot, by: DeviceId(1) });
-    assert_eq!(again(None, DevFn::new(2, 0), 1), PciError::Duplicate { id: DeviceId(1) });
-    assert_eq!(again(Some(DeviceId(9)), slot, 2), PciError::NoPort { port: DeviceId(9) });
+    root.insert(PciBus::Root(0), slot, DeviceId(1), Endpoint::shared()).unwrap();
+    let again = |bus, devfn, id| root.insert(bus, devfn, DeviceId(id), Endpoint::shared()).unwrap_err();
+    assert_eq!(again(PciBus::Root(0), slot, 2), PciError::SlotTaken { devfn: slot, by: DeviceId(1) });
+    assert_eq!(again(PciBus::Root(0), DevFn::new(2, 0), 1), PciError::Duplicate { id: DeviceId(1) });
+    assert_eq!(again(PciBus::Behind(DeviceId(9)), slot, 2), PciError::NoPort { port: DeviceId(9) });
 }
 
 #[test]
@@ -210,8 +211,8 @@ fn bridges_forward_their_buses_and_windows() {
     let port = DevFn::new(2, 0);
     let slot = DevFn::new(0, 0);
     let bridge = Arc::new(Mutex::new(Bridge { secondary: 0, subordinate: 0 }));
-    machine.root.insert(None, port, DeviceId(1), bridge).unwrap();
-    machine.root.insert(Some(DeviceId(1)), slot, DeviceId(2), Endpoint::shared()).unwrap();
+    machine.root.insert(PciBus::Root(0), port, DeviceId(1), bridge).unwrap();
+    machine.root.insert(PciBus::Behind(DeviceId(1)), slot, DeviceId(2), Endpoint::shared()).unwrap();
     assert_eq!(machine.get(1, slot, 0), u32::MAX);
     machine.put(0, port, 0x19, &[4]);
     machine.put(0, port, 0x1a, &[6]);
@@ -227,11 +228,31 @@ fn bridges_forward_their_buses_and_windows() {
 }
 
 #[test]
+fn a_root_bus_answers_while_something_is_on_it() {
+    let machine = Machine::new();
+    let slot = DevFn::new(0, 0);
+    let bridge = Arc::new(Mutex::new(Bridge { secondary: 4, subordinate: 255 }));
+    machine.root.insert(PciBus::Root(0), DevFn::new(2, 0), DeviceId(1), bridge).unwrap();
+    assert_eq!(machine.get(255, slot, 0), u32::MAX);
+    machine.root.insert(PciBus::Root(255), slot, DeviceId(2), Endpoint::shared()).unwrap();
+    assert_eq!(machine.get(255, slot, 0), 0x1050_1af4);
+    assert_eq!(machine.get(254, slot, 0), u32::MAX);
+    assign_bars(&machine.root, windows()).unwrap();
+    assert_eq!(machine.get(255, slot, 0x10), 0, "firmware places what is on root bus 0");
+    machine.put(255, slot, 0x10, &0xd000_4000u32.to_le_bytes());
+    machine.put(255, slot, 4, &[2]);
+    assert_eq!(machine.memory(0xd000_4005), 5, "no bridge is above it");
+    machine.root.remove(DeviceId(2));
+    assert_eq!(machine.get(255, slot, 0), u32::MAX);
+    assert_eq!(machine.memory(0xd000_4005), 0xff);
+}
+
+#[test]
 fn firmware_places_bars_aligned_and_apart() {
     let machine = Machine::new();
     for device in 1..4 {
         let id = DeviceId(device.into());
-        machine.root.insert(None, DevFn::new(device, 0), id, Endpoint::shared()).unwrap();
+        machine.root.insert(PciBus::Root(0), DevFn::new(device, 0), id, Endpoint::shared()).unwrap();
     }
     assign_bars(&machine.root, windows()).unwrap();
     let mut ranges: Vec<BarRange> = Vec::new();
@@ -253,7 +274,7 @@ fn firmware_places_bars_aligned_and_apart() {
 #[test]
 fn a_full_window_names_the_bar() {
     let machine = Machine::new();
-    machine.root.insert(None, DevFn::new(1, 0), DeviceId(1), Endpoint::shared()).unwrap();
+    machine.root.insert(PciBus::Root(0), DevFn::new(1, 0), DeviceId(1), Endpoint::shared()).unwrap();
     let windows = BarWindows { high: 0x1_0000..0x1_8000, ..windows() };
     let error = assign_bars(&machine.root, windows).unwrap_err();
     assert_eq!(error, PciError::WindowFull { devfn: DevFn::new(1, 0), bar: 2, size: 0x1_0000 });
@@ -270,7 +291,7 @@ proptest! {
         let machine = Machine::new();
         for device in 1..3 {
             let id = DeviceId(device.into());
-            machine.root.insert(None, DevFn::new(device, 0), id, Endpoint::shared()).unwrap();
+            machine.root.insert(PciBus::Root(0), DevFn::new(device, 0), id, Endpoint::shared()).unwrap();
         }
         let mut effects = Effects::new();
         for (write, offset, space, mut data) in accesses {
@@ -300,7 +321,7 @@ fn a_slot_without_power_shows_nothing_and_its_card_starts_anew() {
     let sink = Arc::new(crate::irq::testing::RecordingSink::default());
     let mut port = RootPort::new(PORT, SlotKind::Button, 1, sink).unwrap();
     port.occupy_at_start();
-    root.insert(None, DevFn::new(2, 0), PORT, Arc::new(Mutex::new(port))).unwrap();
+    root.insert(PciBus::Root(0), DevFn::new(2, 0), PORT, Arc::new(Mutex::new(port))).unwrap();
     let wiring = crate::virtio::Wiring {
         id: CARD,
         dma: crate::dma::testing::dma(&[(0, 0x1000)]).0,
@@ -309,7 +330,7 @@ fn a_slot_without_power_shows_nothing_and_its_card_starts_anew() {
     };
     let console = crate::virtio::console::Console::new(["port"]);
     let card = Arc::new(Mutex::new(crate::virtio::VirtioPci::new(console, wiring).unwrap()));
-    root.insert(Some(PORT), DevFn::new(0, 0), CARD, card).unwrap();
+    root.insert(PciBus::Behind(PORT), DevFn::new(0, 0), CARD, card).unwrap();
 
     let mut ecam = Ecam::new(root.clone());
     let mut effects = Effects::new();

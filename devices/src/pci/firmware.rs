@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::{DevFn, PciError, PciRoot};
+use super::{DevFn, PciBus, PciError, PciRoot};
 use crate::bus::{DeviceId, Effects, lock};
 
 const HEADER_TYPE: u16 = 0x0e;
@@ -23,7 +23,7 @@ pub struct BarWindows {
     pub high: Range<u64>,
 }
 
-/// Gives every unassigned memory BAR on the root bus of `root` an aligned address, in the order of the slots.
+/// Gives every unassigned memory BAR on root bus 0 of `root` an aligned address, in the order of the slots.
 ///
 /// # Errors
 /// [`PciError::WindowFull`] names the slot, the BAR and what it needs.
@@ -31,7 +31,7 @@ pub fn assign_bars(root: &PciRoot, windows: BarWindows) -> Result<(), PciError> 
     let mut slots: Vec<(DevFn, DeviceId)> = root
         .functions()
         .into_iter()
-        .filter(|(_, port, _)| port.is_none())
+        .filter(|(_, bus, _)| *bus == PciBus::Root(0))
         .map(|(id, _, devfn)| (devfn, id))
         .collect();
     slots.sort();

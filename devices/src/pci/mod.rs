@@ -6,7 +6,8 @@
 //! ([`PciWindow`]), so that a guest that moves a BAR never changes the machine's bus.
 //!
 //! The hierarchy may have bridges: a function whose [`Decode::bridge`] is set forwards configuration cycles of its
-//! bus range, and memory cycles of its windows, to the functions inserted behind it.
+//! bus range, and memory cycles of its windows, to the functions inserted behind it. Host bridges that come and go by ACPI
+//! have a root bus each, and no function of their own: [`HotplugBridges`] is what their methods see.
 //!
 //! There is no INTx and there are no legacy configuration ports. Linux takes all ones at 0xCF8 as "no type 1
 //! access" (`arch/x86/pci/direct.c` pci_check_type1) and uses the MCFG window for everything, but its early code
@@ -18,6 +19,7 @@ mod ecam;
 mod express;
 mod firmware;
 mod host_bridge;
+mod hotplug_bridges;
 mod msi;
 mod msix;
 mod root;
@@ -34,6 +36,7 @@ pub use ecam::{ECAM_BUS_SIZE, Ecam, PciWindow};
 pub use express::{PortType, add_express_capability};
 pub use firmware::{BarWindows, assign_bars};
 pub use host_bridge::HostBridge;
+pub use hotplug_bridges::{HotplugBridges, HotplugBridgesState};
 pub use msi::Msi;
 pub use msix::{MSIX_ENTRY_SIZE, Msix, NO_VECTOR};
 pub use root::PciRoot;
@@ -69,6 +72,15 @@ impl std::fmt::Display for DevFn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:02x}.{:x}", self.device(), self.function())
     }
+}
+
+/// The bus that a function is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PciBus {
+    /// The root bus with this number.
+    Root(u8),
+    /// The bus behind this bridge, whatever number the guest has given it.
+    Behind(DeviceId),
 }
 
 /// A range of guest-physical memory that a function decodes.

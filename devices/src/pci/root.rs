@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::{BarRange, Decode, DevFn, PciError, SharedFunction};
+use super::{BarRange, Decode, DevFn, PciBus, PciError, SharedFunction};
 use crate::bus::{DeviceId, lock};
 
 /// A function that answers a configuration cycle.
@@ -23,7 +23,7 @@ pub(super) struct Routed {
 
 struct Node {
     id: DeviceId,
-    parent: Option<DeviceId>,
+    bus: PciBus,
     devfn: DevFn,
     function: SharedFunction,
     decode: Decode,
@@ -41,25 +41,26 @@ struct Tree {
     routes: Vec<Route>,
 }
 
-/// The root complex: one segment, bus 0 and what is behind its bridges. Clones share the tree.
+/// The root complex: one segment, with root bus 0 and what is behind its bridges, and further root buses. A root bus
+/// answers for its number as long as a function is on it, whatever bridges of bus 0 forward. Clones share the tree.
 #[derive(Clone, Default)]
 pub struct PciRoot {
     tree: Arc<RwLock<Tree>>,
 }
 
 impl PciRoot {
-    /// A root bus without functions.
+    /// Root buses without functions.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Inserts `function` as `devfn` on the root bus (`port` none) or on the bus behind the bridge `port`.
+    /// Inserts `function` as `devfn` on `bus`.
     ///
     /// # Errors
     /// [`PciError::SlotTaken`], [`PciError::Duplicate`] and [`PciError::NoPort`].
     pub fn insert(
         &self,
-        port: Option<DeviceId>,
+        bus: PciBus,
         devfn: DevFn,
         id: DeviceId,
         function: SharedFunction,
@@ -69,15 +70,15 @@ impl PciRoot {
         if tree.nodes.iter().any(|node| node.id == id) {
             return Err(PciError::Duplicate { id });
         }
-        if let Some(port) = port
+        if let PciBus::Behind(port) = bus
             && !tree.nodes.iter().any(|node| node.id == port)
         {
             return Err(PciError::NoPort { port });
         }
-        if let Some(taken) = tree.nodes.iter().find(|node| node.parent == port && node.devfn == devfn) {
+        if let Some(taken) = tree.nodes.iter().find(|node| node.bus == bus && node.devfn == devfn) {
             return Err(PciError::SlotTaken { devfn, by: taken.id });
         }
-        tree.nodes.push(Node { id, parent: port, devfn, function, decode });
+        tree.nodes.push(Node { id, bus, devfn, function, decode });
         tree.rebuild();
         Ok(())
     }
@@ -93,7 +94,8 @@ impl PciRoot {
                 let node = tree.nodes.remove(at);
                 removed.push((node.id, node.function));
             }
-            wanted.extend(tree.nodes.iter().filter(|node| node.parent == Some(id)).map(|node| node.id));
+            wanted
+                .extend(tree.nodes.iter().filter(|node| node.bus == PciBus::Behind(id)).map(|node| node.id));
         }
         tree.rebuild();
         removed
@@ -129,7 +131,7 @@ impl PciRoot {
         let mut found: Vec<(DeviceId, SharedFunction)> = Vec::new();
         let mut bridges = vec![id];
         while let Some(bridge) = bridges.pop() {
-            let below = tree.nodes.iter().filter(|node| node.parent == Some(bridge));
+            let below = tree.nodes.iter().filter(|node| node.bus == PciBus::Behind(bridge));
             for node in below {
                 found.push((node.id, node.function.clone()));
                 bridges.push(node.id);
@@ -138,9 +140,9 @@ impl PciRoot {
         found
     }
 
-    /// The functions of the hierarchy: id, the port they are behind, slot.
-    pub fn functions(&self) -> Vec<(DeviceId, Option<DeviceId>, DevFn)> {
-        self.read().nodes.iter().map(|node| (node.id, node.parent, node.devfn)).collect()
+    /// The functions of the hierarchy: id, bus, slot.
+    pub fn functions(&self) -> Vec<(DeviceId, PciBus, DevFn)> {
+        self.read().nodes.iter().map(|node| (node.id, node.bus, node.devfn)).collect()
     }
 
     /// The ranges of memory that are decoded and reachable now, ascending.
@@ -154,21 +156,22 @@ impl PciRoot {
 
     pub(super) fn find(&self, bus: u8, devfn: DevFn) -> Option<Found> {
         let tree = self.read();
-        let mut parent = None;
-        let mut current = 0;
+        let is_root = tree.nodes.iter().any(|node| node.bus == PciBus::Root(bus));
+        let mut current = if is_root { bus } else { 0 };
+        let mut on = PciBus::Root(current);
         while current != bus {
             let (id, bridge) = tree
                 .nodes
                 .iter()
-                .filter(|node| node.parent == parent)
+                .filter(|node| node.bus == on)
                 .filter_map(|node| node.decode.bridge.as_ref().map(|bridge| (node.id, bridge)))
                 .find(|(_, bridge)| {
                     bridge.secondary > current && bridge.secondary <= bus && bus <= bridge.subordinate
                 })?;
-            parent = Some(id);
+            on = PciBus::Behind(id);
             current = bridge.secondary;
         }
-        let node = tree.nodes.iter().find(|node| node.parent == parent && node.devfn == devfn)?;
+        let node = tree.nodes.iter().find(|node| node.bus == on && node.devfn == devfn)?;
         Some(Found { id: node.id, function: node.function.clone() })
     }
 
@@ -226,14 +229,14 @@ impl Tree {
 
     /// Whether every bridge above `node` forwards all of `[first, last]`.
     fn forwarded(&self, node: &Node, first: u64, last: u64) -> bool {
-        let mut parent = node.parent;
-        while let Some(id) = parent {
+        let mut bus = node.bus;
+        while let PciBus::Behind(id) = bus {
             let Some(port) = self.nodes.iter().find(|node| node.id == id) else { return false };
             let passes = |&(from, to): &(u64, u64)| from <= first && last <= to;
             if !port.decode.bridge.as_ref().is_some_and(|bridge| bridge.windows.iter().any(passes)) {
                 return false;
             }
-            parent = port.parent;
+            bus = port.bus;
         }
         true
     }

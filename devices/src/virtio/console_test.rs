@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::super::testing::{BUFFERS, Driver, NEEDS_RESET, STATUS, VERSION_1};
 use super::*;
 use crate::bus::{Bus, DeviceId, Effect, lock};
-use crate::pci::{BarWindows, DevFn, ECAM_BUS_SIZE, Ecam, PciRoot, PciWindow, assign_bars};
+use crate::pci::{BarWindows, DevFn, ECAM_BUS_SIZE, Ecam, PciBus, PciRoot, PciWindow, assign_bars};
 
 const NAMES: [&str; 2] = ["org.aconite.agent", "org.aconite.log"];
 
@@ -267,7 +267,7 @@ fn a_console_is_reached_through_the_bus() {
     let (ecam, low, high) = (0xc000_0000u64, 0xd000_0000u64..0xfe80_0000, 0x80_0000_0000u64..0x90_0000_0000);
     let function = Arc::new(Mutex::new(Guest::new().driver.function));
     let root = PciRoot::new();
-    root.insert(None, DevFn::new(1, 0), DeviceId(7), function.clone()).unwrap();
+    root.insert(PciBus::Root(0), DevFn::new(1, 0), DeviceId(7), function.clone()).unwrap();
     assign_bars(&root, BarWindows { low, high: high.clone() }).unwrap();
     let mut bus = Bus::new();
     bus.insert("ecam", ecam, 256 * ECAM_BUS_SIZE, Arc::new(Mutex::new(Ecam::new(root.clone())))).unwrap();

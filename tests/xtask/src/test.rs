@@ -38,7 +38,7 @@ const ERRORS: [&str; 12] = [
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 16] = [
+const REMOVAL: [&str; 17] = [
     "removal::",
     "repurposed::",
     "kmem::",
@@ -48,6 +48,7 @@ const REMOVAL: [&str; 16] = [
     "mapped::",
     "ports::",
     "virtio_pmem::",
+    "bridges::",
     "disk::",
     "disk_removal::",
     "flushes::",

@@ -1,0 +1,109 @@
+//! Virtio-pmem behind ACPI host bridges of its own: it goes and comes on every kernel, without an agent and without a
+//! wait for a button.
+
+use aconite_tests::machine::PMEM;
+use aconite_tests::{Machine, Run};
+use serde_json::{Value, json};
+use std::fs;
+
+use crate::removal::steps;
+
+/// What a kernel must have forgotten after a removal.
+const GONE: &str = "! ls /dev/pmem* 2>/dev/null && ! grep -q 'Persistent Memory' /proc/iomem && ! ls -d /sys/devices/pci0000:f* 2>/dev/null";
+/// Until the driver has found a device that came: enumeration, probe, a new block device.
+const FOUND: &str = "test -b /dev/pmem0";
+
+fn boot(kernel: &str, slots: &str, pmem: &str) -> Machine {
+    let mut guest = Run::kernel(kernel).size(2, "1G").args(["--slots", slots]).pmem(pmem).shell();
+    guest.until_ok(FOUND, PMEM);
+    guest
+}
+
+/// Writes a line to a block of the device, through its flush queue.
+fn write(guest: &mut Machine, block: u32, text: &str) {
+    guest.ok(&format!("echo {text} | dd of=/dev/pmem0 bs=4096 seek={block} conv=sync,fsync 2>/dev/null"));
+}
+
+fn done(operation: &Value) {
+    assert_eq!(
+        (&operation["state"], &operation["channel"]),
+        (&json!("done"), &json!("bridge")),
+        "{operation}"
+    );
+}
+
+/// Asked by its host bridge, a guest lets go; another device takes the place, with its own bytes, and goes at the
+/// administrator's wish; the first one comes back as it was, behind the bridge that was never there before.
+fn goes_and_comes(kernel: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, format!("the {name} device\n")).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(256 << 20).unwrap();
+        format!("file={},via=virtio,channel=bridge", path.display())
+    };
+    let (first, second) = (file("first"), file("second"));
+    let mut guest = boot(kernel, "bridge=1,size=256M", &format!("{first},id=p0"));
+    assert_eq!(guest.ok("head -n 1 /dev/pmem0"), "the first device");
+    assert_eq!(
+        guest.ok("ls -d /sys/devices/pci0000:f*/*/virtio*"),
+        "/sys/devices/pci0000:ff/0000:ff:00.0/virtio1"
+    );
+    write(&mut guest, 1, "written to the first");
+    let gpa = guest.device("p0")["gpa"].clone();
+
+    let before = guest.last_event();
+    let operation = guest.ctl(&["remove", "p0", "--eject", "--wait", "120s"]);
+    done(&operation);
+    assert_eq!(steps(&guest, before), ["requested", "notified", "quiescing", "ejected", "departed"]);
+    guest.until_ok(GONE, PMEM);
+    assert_eq!(guest.device("p0")["state"], "departed");
+    assert_eq!(guest.ctl(&["info"])["free_bridges"], json!(2));
+
+    done(&guest.ctl(&["insert", "pmem", &format!("{second},id=p1,at=p0"), "--wait"]));
+    guest.until_ok(FOUND, PMEM);
+    assert_eq!(guest.ok("head -n 1 /dev/pmem0"), "the second device");
+    assert_eq!(guest.device("p1")["gpa"], gpa, "it has the address of the first");
+    write(&mut guest, 1, "written to the second");
+    guest.ok("test -e /sys/bus/pci/devices/0000:ff:00.0");
+
+    // The bridge that nothing was behind yet.
+    done(&guest.ctl(&["insert", "pmem", &format!("{first},id=p0"), "--wait"]));
+    guest.until_ok("test -b /dev/pmem1 && test -e /sys/bus/pci/devices/0000:fe:00.0", PMEM);
+    assert_eq!(
+        guest.ok("dd if=/dev/pmem1 bs=4096 skip=1 count=1 2>/dev/null | head -n 1"),
+        "written to the first"
+    );
+    let refused = guest.ctl_refused(&["insert", "pmem", "size=256M,via=virtio,channel=bridge"]);
+    assert_eq!(refused["code"], "no_free_slot", "{refused}");
+
+    // By itself: the administrator's switch.
+    let before = guest.last_event();
+    guest.ok("for b in /sys/bus/acpi/devices/PNP0A08:*; do case $(cat $b/path) in *HB00) echo 1 > $b/eject;; esac; done");
+    guest.event(before, "removal", |event| event["step"] == "departed");
+    assert_eq!(steps(&guest, before), ["ejected", "departed"]);
+    guest.until_ok("! test -e /sys/bus/pci/devices/0000:ff:00.0 && ! test -b /dev/pmem0", PMEM);
+    assert_eq!(
+        (&guest.device("p1")["state"], &guest.device("p0")["state"]),
+        (&json!("departed"), &json!("present"))
+    );
+    guest.finish("exit 0").assert_ended(0, "power_off");
+    let bytes = fs::read(dir.path().join("second")).unwrap();
+    assert_eq!(bytes[4096..][..21], *b"written to the second");
+}
+
+#[test]
+fn it_goes_and_comes() {
+    goes_and_comes("6.12");
+}
+
+#[test]
+fn it_goes_and_comes_on_7() {
+    goes_and_comes("7.x");
+}
+
+#[test]
+#[ignore = "wide"]
+fn it_goes_and_comes_on_6_1() {
+    goes_and_comes("6.1");
+}
