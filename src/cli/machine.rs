@@ -44,7 +44,7 @@ pub struct MachineArgs {
         long,
         value_name = "KEY=VALUE,...",
         help = "A persistent memory device: file=PATH|size=SIZE[,id=ID][,via=nfit|virtio|e820][,type=7|12|soft]\
-                [,channel=container|agent|pcie|none][,node=N]\
+                [,channel=container|agent|pcie|bridge|none][,node=N]\
                 [,readonly=on|off][,range=pmem|volatile|vdisk|vcd|pdisk|pcd][,at=ADDRESS]\
                 [,bus=NAME][,dimms=N|NAME+NAME…][,interleave=SIZE]\
                 [,family=intel|msft|none][,labels=init|none|FILE][,flags=not_armed+…]\

@@ -151,7 +151,7 @@ enum Seat {
 struct Seated {
     seat: Seat,
     card: Option<Card>,
-    /// What was there before.
+    /// What was there before, and is nowhere else now.
     former: Option<(CardKind, String)>,
     /// The guest has not let go of what was pulled.
     leaving: bool,
@@ -396,6 +396,7 @@ impl Pcie {
             other.former = None;
         }
         let seated = &mut self.places[index];
+        seated.former = None;
         seated.card = Some(card);
         Ok(&seated.seat)
     }
@@ -427,3 +428,7 @@ impl Seated {
         self.card.as_ref().is_some_and(|card| card.id == id)
     }
 }
+
+#[cfg(test)]
+#[path = "pcie_test.rs"]
+mod tests;

@@ -7,6 +7,8 @@ use aconite_tests::{Machine, Run};
 use serde_json::{Value, json};
 use std::time::Duration;
 
+use crate::bridges;
+
 /// Devices in a guest.
 const DEVICES: u64 = 4;
 /// Bytes that the monitor's own memory may grow by, whatever the number of cycles: the history of events is bounded.
@@ -126,6 +128,40 @@ fn card(number: u64) -> String {
     format!("{}{number}", if number < 2 { 'p' } else { 'd' })
 }
 
+/// Four virtio-pmem devices behind host bridges. They are asked for, or go by the administrator's switch, or by surprise
+/// once nobody uses them: no kernel gets over more (`bridges::a_bridge_that_vanishes…`).
+const BRIDGES: Setting = Setting {
+    boot: |run| {
+        let pmem = |device| format!("size=64M,id=p{device},via=virtio,channel=bridge");
+        (0..DEVICES).fold(run, |run, device| run.pmem(&pmem(device)))
+    },
+    blocks: "/dev/pmem*",
+    go: |guest, number, way| {
+        let device = &format!("p{number}");
+        let patience = ["--timeout", PATIENCE, "--wait", PATIENCE];
+        match way {
+            0 => done(&guest.ctl(&[&["remove", device, "--eject"], &patience[..]].concat())),
+            1 => {
+                // Each keeps the bridge that it had at the start: all others are taken.
+                let function = 0xff - number;
+                guest.ok(&format!("echo 0000:{function:x}:00.0 > /sys/bus/pci/drivers/virtio-pci/unbind"));
+                done(&guest.ctl(&[&["remove", device, "--surprise"], &patience[..]].concat()));
+            }
+            _ => {
+                let before = guest.last_event();
+                guest.ok(&bridges::eject(number));
+                let gone = guest.event(before, "removal", |event| event["step"] == "departed");
+                assert_eq!(gone["device"], **device);
+            }
+        }
+        assert_eq!(guest.device(device)["state"], "departed");
+    },
+    come: |guest, number| {
+        let device = format!("size=64M,id=p{number},via=virtio,channel=bridge");
+        done(&guest.ctl(&["insert", "pmem", &device, "--wait", PATIENCE]));
+    },
+};
+
 fn cycles(setting: &Setting, kernel: &str, count: u64, seed: u64) {
     let run = (setting.boot)(Run::kernel(kernel).size(2, "1G").tools(&["dd"]));
     let mut guest = run.shell();
@@ -163,7 +199,9 @@ fn cycles(setting: &Setting, kernel: &str, count: u64, seed: u64) {
     let grown = now["anonymous"].as_u64().unwrap().saturating_sub(base["anonymous"].as_u64().unwrap());
     assert!(grown <= GROWTH, "memory grew by {grown} bytes in {count} cycles");
     let info = guest.ctl(&["info"]);
-    assert_eq!((&info["free_slots"], &info["free_ports"]), (&json!(0), &json!(0)));
+    for free in ["free_slots", "free_ports", "free_bridges"] {
+        assert_eq!(info[free], json!(0), "{free}");
+    }
     let transfers: u64 = guest.ok("wc -l < /tmp/done").trim().parse().unwrap();
     assert!(transfers >= 2 * count, "there was load: {transfers} transfers");
     for census in guest.events_named(0, "census") {
@@ -213,6 +251,29 @@ fn over_ports_on_6_1() {
 #[ignore = "wide"]
 fn over_ports_on_7() {
     cycles(&CARDS, "7.x", 24, 6);
+}
+
+#[test]
+fn over_bridges_on_7() {
+    cycles(&BRIDGES, "7.x", 12, 8);
+}
+
+#[test]
+#[ignore = "wide"]
+fn over_bridges() {
+    cycles(&BRIDGES, "6.12", 50, 9);
+}
+
+#[test]
+#[ignore = "wide"]
+fn over_bridges_on_6_1() {
+    cycles(&BRIDGES, "6.1", 50, 10);
+}
+
+#[test]
+#[ignore = "long"]
+fn a_thousand_over_bridges_on_7() {
+    cycles(&BRIDGES, "7.x", many(), 11);
 }
 
 #[test]

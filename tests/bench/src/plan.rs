@@ -73,6 +73,8 @@ pub enum Way {
     Dimm,
     /// A virtio device of QEMU's behind a PCI Express port, by its button.
     Card,
+    /// The same behind a port over ACPI, as q35 has it by default.
+    AcpiCard,
     /// An NVDIMM whose guest is asked over ACPI.
     Container,
     /// An NVDIMM that is taken away first; the guest is told over ACPI.
@@ -81,18 +83,30 @@ pub enum Way {
     Agent,
     /// Virtio-pmem behind a PCI Express port, by its button.
     Port,
+    /// Virtio-pmem behind a host bridge, over ACPI.
+    Bridge,
 }
 
 impl Way {
     /// All of them.
-    pub const ALL: [Way; 6] = [Way::Dimm, Way::Card, Way::Container, Way::Surprise, Way::Agent, Way::Port];
+    pub const ALL: [Way; 8] = [
+        Way::Dimm,
+        Way::Card,
+        Way::AcpiCard,
+        Way::Container,
+        Way::Surprise,
+        Way::Agent,
+        Way::Port,
+        Way::Bridge,
+    ];
 
     /// The way of QEMU's that is like this one of aconite's.
     pub fn peer(self) -> Option<Way> {
         match self {
             Way::Container => Some(Way::Dimm),
             Way::Port => Some(Way::Card),
-            Way::Dimm | Way::Card | Way::Surprise | Way::Agent => None,
+            Way::Bridge => Some(Way::AcpiCard),
+            Way::Dimm | Way::Card | Way::AcpiCard | Way::Surprise | Way::Agent => None,
         }
     }
 }
@@ -102,10 +116,12 @@ impl fmt::Display for Way {
         f.write_str(match self {
             Way::Dimm => "pc-dimm of q35",
             Way::Card => "virtio of q35, port",
+            Way::AcpiCard => "virtio of q35, ACPI",
             Way::Container => "orderly, container",
             Way::Surprise => "surprise, container",
             Way::Agent => "orderly, agent",
             Way::Port => "virtio-pmem, port",
+            Way::Bridge => "virtio-pmem, bridge",
         })
     }
 }

@@ -38,12 +38,13 @@ const ERRORS: [&str; 12] = [
 ];
 
 /// The suites about memory that goes away.
-const REMOVAL: [&str; 17] = [
+const REMOVAL: [&str; 18] = [
     "removal::",
     "repurposed::",
     "kmem::",
     "cycles::under_load",
     "cycles::over_ports",
+    "cycles::over_bridges",
     "defects::",
     "mapped::",
     "ports::",

@@ -33,10 +33,12 @@ pub fn measure(plan: &Plan, way: Way) -> Result<Cycles> {
     match way {
         Way::Dimm => qemu(plan, &socket, &DIMM),
         Way::Card => qemu(plan, &socket, &CARD),
+        Way::AcpiCard => qemu(plan, &socket, &Peer { place: Place::AcpiPort, count: COUNT, ..CARD }),
         Way::Container => aconite(plan, &socket, "eject", "container"),
         Way::Surprise => aconite(plan, &socket, "surprise", "container"),
         Way::Agent => aconite(plan, &socket, "eject", "agent"),
         Way::Port => aconite(plan, &socket, "eject", "pcie"),
+        Way::Bridge => aconite(plan, &socket, "eject", "bridge"),
     }
 }
 
@@ -125,9 +127,10 @@ fn aconite(plan: &Plan, socket: &Path, mode: &str, via: &str) -> Result<Cycles> 
     let mut device = json!({ "size": SIZE.to_string(), "id": "p0" });
     let mut option = format!("--pmem=size={SIZE},id=p0");
     let port = via == "pcie";
-    if port {
+    if port || via == "bridge" {
         device["via"] = json!("virtio");
-        option.push_str(",via=virtio");
+        device["channel"] = json!(via);
+        option.push_str(&format!(",via=virtio,channel={via}"));
     }
     let (mut guest, _) = Guest::start(plan, socket, &[&option], "plug")?;
     let client = Client::new(socket);

@@ -30,6 +30,8 @@ pub enum Place {
     Memory,
     /// A PCI Express root port, `rp0`, with the hot-plug of PCI Express itself.
     Port,
+    /// The same, over ACPI.
+    AcpiPort,
 }
 
 /// What a machine is started with.
@@ -241,9 +243,10 @@ fn command(plan: &Plan, start: &Start) -> Result<Command> {
     // What comes is not taken into use, so that it can go again.
     let unused = if start.place == Some(Place::Memory) { " memhp_default_state=offline" } else { "" };
     command.arg("-append").arg(format!("{COMMON} {own}{unused}"));
-    if start.place == Some(Place::Port) {
-        command.args(["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]);
-        command.args(["-device", "pcie-root-port,id=rp0,chassis=1"]);
+    if let Some(Place::Port | Place::AcpiPort) = start.place {
+        let acpi = if start.place == Some(Place::AcpiPort) { "on" } else { "off" };
+        let acpi = format!("ICH9-LPC.acpi-pci-hotplug-with-bridge-support={acpi}");
+        command.args(["-global", &acpi, "-device", "pcie-root-port,id=rp0,chassis=1"]);
     }
     if let Some(disk) = start.disk {
         // The same cache as aconite's: the host's pages, written back when the guest flushes; threads read and write.
