@@ -29,6 +29,7 @@ mod named;
 mod operations;
 mod outcome;
 mod pcie;
+mod plan;
 mod plug;
 mod poison;
 mod power;
@@ -39,6 +40,7 @@ mod slot;
 mod tell;
 mod topology;
 mod virtio_pmem;
+mod wired;
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -335,7 +337,7 @@ impl Machine {
                 self.events.publish(Event::CrashLoaded);
                 None
             }
-            Effect::QueueNotify { device: build::CONSOLE, queue } => {
+            Effect::QueueNotify { device: wired::CONSOLE, queue } => {
                 lock(&self.built.console).process_queue(queue, effects);
                 None
             }
