@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use aconite_acpi::layout::{
     ECAM_BASE, FLUSH_BASE, FLUSH_SIZE, IOAPIC_BASE, LAPIC_BASE, MAX_UNITS, PLATFORM_BASE, PM_TIMER_PORT,
-    TABLES_BASE, mailbox_base, unit_base,
+    TABLES_BASE, host_bridge_base, host_bridge_bus, mailbox_base, unit_base,
 };
 use aconite_acpi::platform::{RESET, RESET_VALUE, SLEEP_CONTROL, SLEEP_STATUS, device_handle};
 use aconite_acpi::{
@@ -365,13 +365,22 @@ fn dsdt_has_the_devices_of_the_description() {
         let units = description.units.len();
         assert_eq!(count("\"ACPI0007\""), description.processors.len());
         assert_eq!((count("\"ACPI0004\""), count("\"ACPI0012\"")), (units, units));
-        for once in ["\"ACPI0013\"", "\"QEMU0001\"", "(\"PNP0A08\")", "(\"PNP0C02\")", "(\"PNP0501\")"] {
+        for once in ["\"ACPI0013\"", "\"QEMU0001\"", "(\"PNP0C02\")", "(\"PNP0501\")"] {
             assert_eq!(count(once), 1, "{once}");
         }
         for unit in 0..units as u32 {
             assert!(text.contains(&format!("(REGS, SystemMemory, 0x{:08X}, 0x10)", unit_base(unit))));
             assert!(text.contains(&format!("(MBOX, SystemMemory, 0x{:08X}, 0x2000)", mailbox_base(unit))));
         }
+        let bridges = description.host_bridges.map_or(0, |bridges| bridges.count);
+        assert_eq!(count("(\"PNP0A08\")"), 1 + bridges as usize);
+        for bridge in 0..bridges {
+            assert!(
+                text.contains(&format!("(REGS, SystemMemory, 0x{:08X}, 0x10)", host_bridge_base(bridge)))
+            );
+            assert!(text.contains(&format!("(_BBN, 0x{:02X})", host_bridge_bus(bridge))));
+        }
+        assert!(text.contains(&format!("0x{:04X},             // Range Maximum", 0xFF - bridges)));
         match description.pci_window64 {
             Some(window) => {
                 assert!(text.contains(&format!("0x{:016X}, // Range Minimum", window.base)));

@@ -3,7 +3,7 @@
 //! `FILE.aconite` stands beside `FILE` and holds its poison, and the labels and the record of
 //! each of its DIMMs. It is made when
 //! there is first something to keep. It is a [`Content`] at some moment and a journal of the [`Change`]s since then
-//! ([`layout`] has its shape): a change is appended and on the disk before it is acknowledged, and when the journal is
+//! (`layout` has its shape): a change is appended and on the disk before it is acknowledged, and when the journal is
 //! full a new file takes the place of the old one. Whoever kills the monitor, at whatever moment, leaves all
 //! acknowledged changes and of the last one all or nothing.
 //!

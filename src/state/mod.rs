@@ -2,7 +2,7 @@
 //!
 //! A machine that is started with `--state DIR` keeps there what a computer keeps when its power goes: the store of
 //! error records, the errors of the last run, the bad lines of its RAM. One machine at a time owns the directory.
-//! Each document is a file that is replaced as a whole ([`document`] has its shape), so that whoever kills the
+//! Each document is a file that is replaced as a whole (`document` has its shape), so that whoever kills the
 //! monitor, at whatever moment, leaves the old one or the new one. A document that is damaged, or was written by
 //! another version, is refused by its name and stays as it is: it may be the only trace of what happened.
 
