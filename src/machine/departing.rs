@@ -172,3 +172,7 @@ pub trait Departing {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "departing_test.rs"]
+mod tests;

@@ -66,7 +66,7 @@ pub struct SpaRange {
 /// Share of a DIMM in a range (table 5.136); Linux's `acpi_nfit_memory_map`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionMap {
-    /// NFIT device handle of the DIMM, [`device_handle`].
+    /// NFIT device handle of the DIMM, [`device_handle`](crate::platform::device_handle).
     pub handle: u32,
     /// SMBIOS type 17 handle; informative.
     pub physical_id: u16,

@@ -53,7 +53,7 @@ pub struct UnitDimm {
     pub flags: DimmFlags,
     /// Bytes of all its shares, mapped or not.
     pub capacity: u64,
-    /// Whether it has a flush hint address, [`flush_hint`].
+    /// Whether it has a flush hint address, `flush_hint`.
     pub flush_hint: bool,
 }
 

@@ -164,7 +164,7 @@ impl Blk {
         self.flights.faults.armed()
     }
 
-    /// Adds a fault for requests to come; its number, or nothing if there are [`MAX_FAULTS`].
+    /// Adds a fault for requests to come; its number, or nothing if there are [`MAX_FAULTS`](crate::virtio::MAX_FAULTS).
     pub fn arm(&mut self, fault: Fault) -> Option<u64> {
         self.flights.faults.arm(fault)
     }
