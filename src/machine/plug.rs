@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use aconite_acpi::platform::EventTarget;
 use aconite_acpi::platform::hotplug::OsStatus;
-use aconite_acpi::platform::{EventTarget, notify};
 use aconite_devices::bus::lock;
 
 use super::arrival::{Arrival, NotAdded, When};
@@ -14,7 +14,7 @@ use super::memory::{Device, MemoryDevices, MemoryError, length, persistence};
 use super::operations::Operations;
 use super::pcie::At;
 use super::removal::{Happening, Removal};
-use super::tell::{Heard, Ways};
+use super::tell::{Heard, Ways, code_of};
 use crate::command::{
     CENSUS_LISTED_IN_EVENT, DeviceState, Error, ErrorCode, Event, EventBus, Operation, RemovalStep,
     RemoveMode,
@@ -117,11 +117,7 @@ impl MemoryDevices {
         let Some(removal) = self.removals.get(&unit).filter(|r| r.channel == channel) else {
             return;
         };
-        let asked = match removal.mode {
-            RemoveMode::Eject => notify::EJECT_REQUEST,
-            RemoveMode::Surprise => notify::DEVICE_CHECK,
-        };
-        if status.event != u16::from(asked) {
+        if status.event != u16::from(code_of(removal.mode)) {
             return;
         }
         let happening = match (status.status, removal.mode) {
@@ -238,8 +234,10 @@ impl MemoryDevices {
         if joined.is_some() {
             ways.tell_joined(unit);
             self.operations.end(&self.events, operation.operation, None);
+        } else if pmem.via == Via::Virtio {
+            ways.tell_card_insertion(&pmem.id);
+            self.operations.end(&self.events, operation.operation, None);
         } else if ways.tell_insertion(
-            &pmem.id,
             operation.operation,
             channel,
             unit,

@@ -79,13 +79,8 @@ impl Ways {
     pub fn tell_removal(&self, removal: &Removal, unit: usize, ranges: Vec<Range<u64>>) {
         let Removal { operation, mode, .. } = *removal;
         match removal.channel {
-            Channel::Container | Channel::Bridge => {
-                let code = match mode {
-                    RemoveMode::Eject => notify::EJECT_REQUEST,
-                    RemoveMode::Surprise => notify::DEVICE_CHECK,
-                };
-                self.notify(&removal.device, removal.channel, unit, code);
-            }
+            Channel::Container => self.notify(EventTarget::Container(unit as u32), code_of(mode)),
+            Channel::Bridge => self.notify_bridge(&removal.device, code_of(mode)),
             Channel::Agent => self.ask(operation, move |agent| {
                 let asked = agent.let_go(&GuestUnit::new(unit, ranges), mode);
                 let happening = match asked {
@@ -106,23 +101,22 @@ impl Ways {
         }
     }
 
-    /// Tells the guest that a device has come. Whether that is over with it: otherwise something will be heard.
+    /// Tells the guest that a card has come. One in a slot says so itself.
+    pub fn tell_card_insertion(&self, device: &str) {
+        self.notify_bridge(device, notify::BUS_CHECK);
+    }
+
+    /// Tells the guest that a unit has come. Whether that is over with it: otherwise something will be heard.
     pub fn tell_insertion(
         &self,
-        device: &str,
         operation: u64,
         channel: Channel,
         unit: usize,
         ranges: Vec<Range<u64>>,
     ) -> bool {
-        match channel {
-            Channel::Agent => {}
-            // The card in its slot says so itself.
-            Channel::Pcie => return true,
-            Channel::Container | Channel::Bridge | Channel::None => {
-                self.notify(device, channel, unit, notify::BUS_CHECK);
-                return true;
-            }
+        if channel != Channel::Agent {
+            self.notify(EventTarget::Container(unit as u32), notify::BUS_CHECK);
+            return true;
         }
         self.ask(operation, move |agent| Heard::Inserted {
             operation,
@@ -133,19 +127,18 @@ impl Ways {
 
     /// Tells the guest that there is more on a bus.
     pub fn tell_joined(&self, unit: usize) {
-        let target = EventTarget::Root(unit as u32);
-        lock(&self.platform).push(FirmwareEvent { target, code: notify::NFIT_UPDATE });
+        self.notify(EventTarget::Root(unit as u32), notify::NFIT_UPDATE);
     }
 
-    /// Notifies the host bridge of a card, or the container of a unit.
-    fn notify(&self, device: &str, channel: Channel, unit: usize, code: u8) {
-        let target = match channel {
-            Channel::Bridge => {
-                let Some(bridge) = lock(&self.pcie).bridge_of(CardKind::Memory, device) else { return };
-                EventTarget::HostBridge(bridge)
-            }
-            _ => EventTarget::Container(unit as u32),
-        };
+    /// Notifies the host bridge of a card, if it is behind one.
+    fn notify_bridge(&self, device: &str, code: u8) {
+        let bridge = lock(&self.pcie).bridge_of(CardKind::Memory, device);
+        if let Some(bridge) = bridge {
+            self.notify(EventTarget::HostBridge(bridge), code);
+        }
+    }
+
+    fn notify(&self, target: EventTarget, code: u8) {
         lock(&self.platform).push(FirmwareEvent { target, code });
     }
 
@@ -159,5 +152,13 @@ impl Ways {
         if let Err(error) = started {
             tracing::error!(%error, operation, "the agent is not asked; the operation will time out");
         }
+    }
+}
+
+/// The notification by which firmware tells the guest of a removal.
+pub(super) fn code_of(mode: RemoveMode) -> u8 {
+    match mode {
+        RemoveMode::Eject => notify::EJECT_REQUEST,
+        RemoveMode::Surprise => notify::DEVICE_CHECK,
     }
 }

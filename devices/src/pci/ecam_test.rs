@@ -238,7 +238,7 @@ fn a_root_bus_answers_while_something_is_on_it() {
     assert_eq!(machine.get(255, slot, 0), 0x1050_1af4);
     assert_eq!(machine.get(254, slot, 0), u32::MAX);
     assign_bars(&machine.root, windows()).unwrap();
-    assert_eq!(machine.get(255, slot, 0x10), 0, "firmware places what is on root bus 0");
+    assert_eq!(machine.get(255, slot, 0x10) & !0xf, 0, "firmware places what is on root bus 0");
     machine.put(255, slot, 0x10, &0xd000_4000u32.to_le_bytes());
     machine.put(255, slot, 4, &[2]);
     assert_eq!(machine.memory(0xd000_4005), 5, "no bridge is above it");
