@@ -22,7 +22,7 @@ impl Workload {
     pub fn start(guest: &mut Machine, number: u32) -> Self {
         assert!(number < 4, "a shell has descriptors of one digit");
         let (requests, replies) = (format!("/tmp/requests{number}"), format!("/tmp/replies{number}"));
-        guest.ok(&format!("rm -f {requests}; mkfifo {requests}"));
+        guest.ok(&format!("rm -f {requests}; mkfifo {requests}; : > {replies}"));
         // The descriptor belongs to the shell that all later commands are started from.
         guest.type_in(
             format!(
