@@ -30,7 +30,7 @@ mod way;
 
 use std::path::PathBuf;
 
-use aconite_acpi::layout::MAX_HOST_BRIDGES;
+use aconite_acpi::layout::{MAX_DIMMS, MAX_HOST_BRIDGES};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -182,39 +182,27 @@ impl Slots {
     /// Names the key, its value and what would be right.
     pub fn apply(&mut self, option: &str, text: &str) -> Result<(), ConfigError> {
         let mut list = KeyValues::parse(option, text)?;
-        if let Some(units) = list.take::<u32>("nfit").map_err(|error| ConfigError {
-            problem: "a number of units was expected".to_owned(),
-            remedy: "give nfit=4 or another number up to 64".to_owned(),
-            ..error
-        })? {
-            self.nfit = units;
-        }
-        if let Some(ports) = list.take::<u32>("pcie").map_err(|error| ConfigError {
-            problem: "a number of ports was expected".to_owned(),
-            remedy: format!("give pcie=4 or another number up to {MAX_PORTS}"),
-            ..error
-        })? {
-            self.pcie = ports;
-        }
-        if let Some(bridges) = list.take::<u32>("bridge").map_err(|error| ConfigError {
-            problem: "a number of host bridges was expected".to_owned(),
-            remedy: format!("give bridge=4 or another number up to {MAX_HOST_BRIDGES}"),
-            ..error
-        })? {
-            self.bridge = bridges;
+        let counts = [
+            ("nfit", "units", MAX_UNITS, &mut self.nfit),
+            ("pcie", "ports", MAX_PORTS, &mut self.pcie),
+            ("bridge", "host bridges", MAX_HOST_BRIDGES, &mut self.bridge),
+            ("dimms", "DIMMs", MAX_DIMMS, &mut self.dimms),
+        ];
+        for (key, what, most, count) in counts {
+            let wrong = |error| ConfigError {
+                problem: format!("a number of {what} was expected"),
+                remedy: format!("give {key}=4 or another number up to {most}"),
+                ..error
+            };
+            if let Some(given) = list.take(key).map_err(wrong)? {
+                *count = given;
+            }
         }
         if let Some(button) = list.take_switch("button")? {
             self.button = button;
         }
         if let Some(size) = list.take("size")? {
             self.size = size;
-        }
-        if let Some(dimms) = list.take::<u32>("dimms").map_err(|error| ConfigError {
-            problem: "a number of DIMMs was expected".to_owned(),
-            remedy: "give dimms=4 or another number up to 32".to_owned(),
-            ..error
-        })? {
-            self.dimms = dimms;
         }
         list.finish(&Self::KEYS)
     }

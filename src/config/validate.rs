@@ -204,32 +204,29 @@ impl Machine {
                 "give dimms=4 or another number of them",
             ));
         }
-        // As wide as it takes for any number that was given.
-        let ports = self.devices_behind_ports() + u64::from(self.slots.pcie);
-        if ports > u64::from(MAX_PORTS) {
-            let devices = self.devices_behind_ports();
-            return Err(ConfigError::invalid(
-                "--slots",
-                format_args!("pcie={} with {devices} devices behind ports", self.slots.pcie),
-                format_args!("a machine has at most {MAX_PORTS} PCI Express ports"),
-                format_args!(
-                    "give --slots pcie={} or fewer devices",
-                    u64::from(MAX_PORTS).saturating_sub(devices)
-                ),
-            ));
-        }
-        let behind = self.devices_behind_bridges();
-        let bridges = behind + u64::from(self.slots.bridge);
-        if bridges > u64::from(MAX_HOST_BRIDGES) {
-            return Err(ConfigError::invalid(
-                "--slots",
-                format_args!("bridge={} with {behind} devices behind host bridges", self.slots.bridge),
-                format_args!("a machine has at most {MAX_HOST_BRIDGES} host bridges that come and go"),
-                format_args!(
-                    "give --slots bridge={} or fewer devices",
-                    u64::from(MAX_HOST_BRIDGES).saturating_sub(behind)
-                ),
-            ));
+        let (ports, bridges) = (self.devices_behind_ports(), self.devices_behind_bridges());
+        let places = [
+            ("pcie", self.slots.pcie, ports, "ports", MAX_PORTS, "PCI Express ports"),
+            (
+                "bridge",
+                self.slots.bridge,
+                bridges,
+                "host bridges",
+                MAX_HOST_BRIDGES,
+                "host bridges that come and go",
+            ),
+        ];
+        for (key, free, devices, behind, most, what) in places {
+            // As wide as it takes for any number that was given.
+            if devices + u64::from(free) > u64::from(most) {
+                let left = u64::from(most).saturating_sub(devices);
+                return Err(ConfigError::invalid(
+                    "--slots",
+                    format_args!("{key}={free} with {devices} devices behind {behind}"),
+                    format_args!("a machine has at most {most} {what}"),
+                    format_args!("give --slots {key}={left} or fewer devices"),
+                ));
+            }
         }
         let size = self.slots.size;
         if size.bytes() == 0 || !size.bytes().is_multiple_of(GRAIN) {

@@ -2,27 +2,14 @@
 //! wait for a button.
 
 use aconite_tests::machine::PMEM;
-use aconite_tests::{Machine, Run};
 use serde_json::{Value, json};
 use std::fs;
 
 use crate::removal::steps;
+use crate::virtio_pmem::{FOUND, boot, file, write};
 
 /// What a kernel must have forgotten after a removal.
 const GONE: &str = "! ls /dev/pmem* 2>/dev/null && ! grep -q 'Persistent Memory' /proc/iomem && ! ls -d /sys/devices/pci0000:f* 2>/dev/null";
-/// Until the driver has found a device that came: enumeration, probe, a new block device.
-const FOUND: &str = "test -b /dev/pmem0";
-
-fn boot(kernel: &str, slots: &str, pmem: &str) -> Machine {
-    let mut guest = Run::kernel(kernel).size(2, "1G").args(["--slots", slots]).pmem(pmem).shell();
-    guest.until_ok(FOUND, PMEM);
-    guest
-}
-
-/// Writes a line to a block of the device, through its flush queue.
-fn write(guest: &mut Machine, block: u32, text: &str) {
-    guest.ok(&format!("echo {text} | dd of=/dev/pmem0 bs=4096 seek={block} conv=sync,fsync 2>/dev/null"));
-}
 
 fn done(operation: &Value) {
     assert_eq!(
@@ -44,13 +31,8 @@ pub fn eject(number: u64) -> String {
 /// administrator's wish; the first one comes back as it was, behind the bridge that was never there before.
 fn goes_and_comes(kernel: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str| {
-        let path = dir.path().join(name);
-        fs::write(&path, format!("the {name} device\n")).unwrap();
-        fs::File::options().write(true).open(&path).unwrap().set_len(256 << 20).unwrap();
-        format!("file={},via=virtio,channel=bridge", path.display())
-    };
-    let (first, second) = (file("first"), file("second"));
+    let [first, second] =
+        ["first", "second"].map(|name| format!("{},via=virtio,channel=bridge", file(dir.path(), name)));
     let mut guest = boot(kernel, "bridge=1,size=256M", &format!("{first},id=p0"));
     assert_eq!(guest.ok("head -n 1 /dev/pmem0"), "the first device");
     assert_eq!(

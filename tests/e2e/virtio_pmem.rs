@@ -4,23 +4,33 @@ use aconite_tests::machine::PMEM;
 use aconite_tests::{Machine, Run};
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 
 use crate::removal::steps;
 
 /// What a kernel must have forgotten after a removal.
 const GONE: &str = "! ls /dev/pmem* 2>/dev/null && ! grep -q 'Persistent Memory' /proc/iomem && ! test -e /sys/bus/pci/devices/0000:01:00.0";
 /// Until the driver has found a device that came: enumeration, probe, a new block device.
-const FOUND: &str = "test -b /dev/pmem0";
+pub const FOUND: &str = "test -b /dev/pmem0";
 
-fn boot(kernel: &str, slots: &str, pmem: &str) -> Machine {
+/// A guest that has found its device.
+pub fn boot(kernel: &str, slots: &str, pmem: &str) -> Machine {
     let mut guest = Run::kernel(kernel).size(2, "1G").args(["--slots", slots]).pmem(pmem).shell();
     guest.until_ok(FOUND, PMEM);
     guest
 }
 
 /// Writes a line to a block of the device, through its flush queue.
-fn write(guest: &mut Machine, block: u32, text: &str) {
+pub fn write(guest: &mut Machine, block: u32, text: &str) {
     guest.ok(&format!("echo {text} | dd of=/dev/pmem0 bs=4096 seek={block} conv=sync,fsync 2>/dev/null"));
+}
+
+/// A file of 256 MiB in `dir` that says its name, as the option has it.
+pub fn file(dir: &Path, name: &str) -> String {
+    let path = dir.join(name);
+    fs::write(&path, format!("the {name} device\n")).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(256 << 20).unwrap();
+    format!("file={}", path.display())
 }
 
 fn done(operation: &Value) {
@@ -31,13 +41,7 @@ fn done(operation: &Value) {
 /// one comes back as it was.
 fn goes_and_comes(kernel: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let file = |name: &str| {
-        let path = dir.path().join(name);
-        fs::write(&path, format!("the {name} device\n")).unwrap();
-        fs::File::options().write(true).open(&path).unwrap().set_len(256 << 20).unwrap();
-        format!("file={}", path.display())
-    };
-    let (first, second) = (file("first"), file("second"));
+    let [first, second] = ["first", "second"].map(|name| file(dir.path(), name));
     let mut guest = boot(kernel, "size=256M", &format!("{first},id=p0,via=virtio"));
     assert_eq!(guest.ok("head -n 1 /dev/pmem0"), "the first device");
     write(&mut guest, 1, "written to the first");
